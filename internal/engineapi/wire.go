@@ -1,0 +1,187 @@
+package engineapi
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/imgfs/imgfs/internal/id"
+)
+
+// Protocol is the value of the Upgrade header of POST /imgfs/v1/mounts.
+const Protocol = "imgfs-mount"
+
+// VersionHeader carries the daemon's build version on every reply.
+const VersionHeader = "Imgfs-Version"
+
+// RegistryOptions say how to reach and how to authenticate to a registry.
+// The CLI forwards what its own environment and flags say, so that a daemon
+// started from another shell behaves as the user who asks expects.
+type RegistryOptions struct {
+	Insecure     bool   `json:"insecure,omitempty"`     // plain http and unverified TLS allowed
+	AuthFile     string `json:"authFile,omitempty"`     // --authfile or $REGISTRY_AUTH_FILE
+	DockerConfig string `json:"dockerConfig,omitempty"` // $DOCKER_CONFIG (a directory)
+	CertsDir     string `json:"certsDir,omitempty"`     // $IMGFS_CERTS_DIR
+	Username     string `json:"username,omitempty"`     // --creds USER:PASS
+	Password     string `json:"password,omitempty"`
+	Token        string `json:"token,omitempty"` // --registry-token, sent as Bearer unchanged
+}
+
+// MountRequest is the body of POST /imgfs/v1/mounts. The reply is 101; from
+// then on both sides write one JSON object per line: the daemon MountEvents,
+// the CLI one MountReply, with the FUSE descriptor as SCM_RIGHTS beside it.
+type MountRequest struct {
+	Image    string          `json:"image,omitempty"`  // reference, image ID or prefix, or oci: / oci-archive: / docker-archive: source
+	Layout   bool            `json:"layout,omitempty"` // the layout view instead of an image
+	Target   string          `json:"target"`           // absolute, symlinks resolved
+	Driver   string          `json:"driver"`           // fuse, erofs
+	Platform string          `json:"platform,omitempty"`
+	Pull     string          `json:"pull,omitempty"` // missing (default), always, never
+	Suid     bool            `json:"suid,omitempty"`
+	Dev      bool            `json:"dev,omitempty"`
+	MountNS  string          `json:"mountNS"` // readlink of /proc/self/ns/mnt of the CLI
+	UserNS   string          `json:"userNS"`
+	Registry RegistryOptions `json:"registry"`
+}
+
+// MountEvent is one line from the daemon: exactly one field is set.
+type MountEvent struct {
+	Progress *Progress   `json:"progress,omitempty"`
+	Ready    *MountReady `json:"ready,omitempty"` // the CLI now mounts and answers with a MountReply
+	Done     *Mount      `json:"done,omitempty"`  // last
+	Error    *Error      `json:"error,omitempty"` // last
+}
+
+// MountReady tells the CLI what to mount.
+type MountReady struct {
+	ID      string   `json:"id"`                // of the mount, 12 hex digits
+	Source  string   `json:"source"`            // fsname: first column of /proc/mounts
+	Index   string   `json:"index,omitempty"`   // erofs: path of the chain index
+	Devices []string `json:"devices,omitempty"` // erofs: data files in device order
+}
+
+// MountReply is the CLI's only line. With Error nil and driver fuse the
+// descriptor of the mounted /dev/fuse comes with it.
+type MountReply struct {
+	Error *Error `json:"error,omitempty"`
+	Dev   string `json:"dev,omitempty"` // erofs: "major:minor" of the mount
+}
+
+// Progress is one step of a pull.
+type Progress struct {
+	ID      string `json:"id,omitempty"` // short digest of the layer, or "" for the whole
+	Status  string `json:"status"`       // docker's words: Pulling fs layer, Downloading, Pull complete, Already exists, ...
+	Current int64  `json:"current,omitempty"`
+	Total   int64  `json:"total,omitempty"`
+}
+
+// Error is an error on the wire. Docker's routes carry Message alone.
+type Error struct {
+	Message string `json:"message"`
+	Kind    string `json:"kind,omitempty"` // fault.Kind
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Mount is a live mount.
+type Mount struct {
+	ID      string     `json:"id"`
+	Target  string     `json:"target"`
+	Image   string     `json:"image,omitempty"` // as asked for, familiar form
+	ImageID id.ImageID `json:"imageID,omitempty"`
+	ChainID id.ChainID `json:"chainID,omitempty"`
+	Driver  string     `json:"driver"`
+	Mode    string     `json:"mode"` // ro
+	Layout  bool       `json:"layout,omitempty"`
+	Created time.Time  `json:"created"`
+	Stats   MountStats `json:"stats"`
+}
+
+// MountStats counts FUSE requests since the mount.
+type MountStats struct {
+	Lookups     uint64 `json:"lookups"`
+	Getattrs    uint64 `json:"getattrs"`
+	Readdirs    uint64 `json:"readdirs"` // READDIR and READDIRPLUS
+	Opens       uint64 `json:"opens"`    // OPEN and OPENDIR
+	Reads       uint64 `json:"reads"`
+	ReadBytes   uint64 `json:"readBytes"`
+	Others      uint64 `json:"others"`
+	ErrorsTotal uint64 `json:"errors"`
+}
+
+// Status is the reply of GET /imgfs/v1/status.
+type Status struct {
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	Root      string    `json:"root"`
+	Socket    string    `json:"socket"`
+	Started   time.Time `json:"started"`
+	Images    int       `json:"images"`
+	Layers    int       `json:"layers"`
+	Mounts    int       `json:"mounts"`
+	DiskBytes int64     `json:"diskBytes"`
+	RssAnon   int64     `json:"rssAnonBytes"`
+	Passes    []string  `json:"passes,omitempty"`   // layers being pulled
+	Problems  []string  `json:"problems,omitempty"` // what reconciliation could not restore
+}
+
+// GCReport is the reply of POST /imgfs/v1/gc.
+type GCReport struct {
+	Layers    []id.DiffID  `json:"layers"`
+	Chains    []id.ChainID `json:"chains"`
+	Reclaimed int64        `json:"reclaimed"` // bytes
+}
+
+// ImageSummary is one element of GET /images/json.
+type ImageSummary struct {
+	ID          id.ImageID        `json:"Id"`
+	ParentID    string            `json:"ParentId"`
+	RepoTags    []string          `json:"RepoTags"`
+	RepoDigests []string          `json:"RepoDigests"`
+	Created     int64             `json:"Created"`
+	Size        int64             `json:"Size"`
+	SharedSize  int64             `json:"SharedSize"`
+	Containers  int64             `json:"Containers"`
+	Labels      map[string]string `json:"Labels"`
+}
+
+// ImageInspect is the reply of GET /images/{name}/json.
+type ImageInspect struct {
+	ID            id.ImageID      `json:"Id"`
+	RepoTags      []string        `json:"RepoTags"`
+	RepoDigests   []string        `json:"RepoDigests"`
+	Parent        string          `json:"Parent"`
+	Comment       string          `json:"Comment"`
+	Created       string          `json:"Created"`
+	DockerVersion string          `json:"DockerVersion"`
+	Author        string          `json:"Author"`
+	Config        json.RawMessage `json:"Config"`
+	Architecture  string          `json:"Architecture"`
+	Variant       string          `json:"Variant,omitempty"`
+	Os            string          `json:"Os"`
+	Size          int64           `json:"Size"`
+	GraphDriver   GraphDriver     `json:"GraphDriver"`
+	RootFS        RootFS          `json:"RootFS"`
+	Metadata      ImageMetadata   `json:"Metadata"`
+}
+
+// GraphDriver names imgfs as the driver; Data holds the chain ID and mounts.
+type GraphDriver struct {
+	Name string            `json:"Name"`
+	Data map[string]string `json:"Data"`
+}
+
+// RootFS lists the diffIDs, lowest first.
+type RootFS struct {
+	Type   string      `json:"Type"`
+	Layers []id.DiffID `json:"Layers"`
+}
+
+// ImageMetadata is local knowledge about an image.
+type ImageMetadata struct {
+	LastTagTime time.Time `json:"LastTagTime"`
+}
+
+// DeleteItem is one element of the reply of DELETE /images/{name}.
+type DeleteItem struct {
+	Untagged string `json:"Untagged,omitempty"`
+	Deleted  string `json:"Deleted,omitempty"`
+}
