@@ -13,6 +13,17 @@ const Protocol = "imgfs-mount"
 // VersionHeader carries the daemon's build version on every reply.
 const VersionHeader = "Imgfs-Version"
 
+// RegistryHeader carries base64url(JSON [RegistryOptions]) on POST
+// /images/create. Its presence says that fromImage is a whole reference as
+// typed, to be parsed by the daemon, and not docker's name without the tag.
+const RegistryHeader = "Imgfs-Registry"
+
+// APIVersion and MinAPIVersion bound the Docker Engine API versions served.
+const (
+	APIVersion    = "1.50"
+	MinAPIVersion = "1.24"
+)
+
 // RegistryOptions say how to reach and how to authenticate to a registry.
 // The CLI forwards what its own environment and flags say, so that a daemon
 // started from another shell behaves as the user who asks expects.
@@ -74,7 +85,23 @@ type Progress struct {
 	Total   int64  `json:"total,omitempty"`
 }
 
-// Error is an error on the wire. Docker's routes carry Message alone.
+// PullRequest says what to pull.
+type PullRequest struct {
+	Reference string // as typed: ubuntu:14.04, name@sha256:…, oci:DIR[:TAG], …
+	Platform  string // os/arch[/variant]; "" is the host's
+	Registry  RegistryOptions
+}
+
+// PullResult is what a pull came to; in the stream it is the aux object of
+// the last line.
+type PullResult struct {
+	Reference string     `json:"reference"` // familiar form: ubuntu:14.04
+	Digest    id.Blob    `json:"digest"`    // of what the reference names: index or manifest
+	ImageID   id.ImageID `json:"imageID"`
+	UpToDate  bool       `json:"upToDate"` // nothing was new
+}
+
+// Error is an error on the wire. Docker's clients read Message alone.
 type Error struct {
 	Message string `json:"message"`
 	Kind    string `json:"kind,omitempty"` // fault.Kind
@@ -128,6 +155,19 @@ type GCReport struct {
 	Layers    []id.DiffID  `json:"layers"`
 	Chains    []id.ChainID `json:"chains"`
 	Reclaimed int64        `json:"reclaimed"` // bytes
+}
+
+// Version is the reply of GET /version.
+type Version struct {
+	Version       string `json:"Version"`
+	APIVersion    string `json:"ApiVersion"`
+	MinAPIVersion string `json:"MinAPIVersion"`
+	GitCommit     string `json:"GitCommit"`
+	GoVersion     string `json:"GoVersion"`
+	Os            string `json:"Os"`
+	Arch          string `json:"Arch"`
+	KernelVersion string `json:"KernelVersion,omitempty"`
+	BuildTime     string `json:"BuildTime,omitempty"`
 }
 
 // ImageSummary is one element of GET /images/json.

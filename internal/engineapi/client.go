@@ -1,0 +1,316 @@
+package engineapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+// Client talks to the daemon of one socket. Its methods may be called
+// concurrently.
+type Client struct {
+	socket string
+	http   *http.Client
+	// Restart, if not nil, is called when no daemon answers; where it returns
+	// nil the request is sent once more. Set it before the first request.
+	Restart func(ctx context.Context) error
+}
+
+// maxReply bounds a reply that is read whole, in bytes.
+const maxReply = 64 << 20
+
+// New returns a client of the daemon that listens on socket. It does not
+// connect.
+func New(socket string) *Client {
+	c := &Client{socket: socket}
+	c.http = &http.Client{Transport: &http.Transport{
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+		DisableCompression: true,
+	}}
+	return c
+}
+
+// Socket returns the path of the daemon's socket.
+func (c *Client) Socket() string { return c.socket }
+
+// Close closes idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Ping returns the daemon's build ([Build.String]).
+func (c *Client) Ping(ctx context.Context) (string, error) {
+	res, err := c.do(ctx, http.MethodHead, "/_ping", nil, nil, nil)
+	if err != nil {
+		return "", err
+	}
+	res.Body.Close()
+	return res.Header.Get(VersionHeader), nil
+}
+
+// Version returns the daemon's version.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	var v Version
+	return v, c.get(ctx, "/version", nil, &v)
+}
+
+// Status returns the daemon's state.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.get(ctx, "/imgfs/v1/status", nil, &s)
+}
+
+// Images lists images, newest first. Filters are docker's: dangling,
+// reference, label, before, since, until; nil lists all.
+func (c *Client) Images(ctx context.Context, filters map[string][]string) ([]ImageSummary, error) {
+	q := url.Values{}
+	if len(filters) > 0 {
+		set := map[string]map[string]bool{}
+		for k, vs := range filters {
+			set[k] = map[string]bool{}
+			for _, v := range vs {
+				set[k][v] = true
+			}
+		}
+		b, err := json.Marshal(set)
+		if err != nil {
+			return nil, fmt.Errorf("filters: %w", err)
+		}
+		q.Set("filters", string(b))
+	}
+	var list []ImageSummary
+	return list, c.get(ctx, "/images/json", q, &list)
+}
+
+// Pull pulls an image; report, if not nil, is called with every step, from
+// the calling goroutine.
+func (c *Client) Pull(ctx context.Context, req PullRequest, report func(Progress)) (PullResult, error) {
+	opts, err := json.Marshal(req.Registry)
+	if err != nil {
+		return PullResult{}, fmt.Errorf("registry options: %w", err)
+	}
+	q := url.Values{"fromImage": {req.Reference}}
+	if req.Platform != "" {
+		q.Set("platform", req.Platform)
+	}
+	h := http.Header{RegistryHeader: {base64.URLEncoding.EncodeToString(opts)}}
+	res, err := c.do(ctx, http.MethodPost, "/images/create", q, h, nil)
+	if err != nil {
+		return PullResult{}, err
+	}
+	defer res.Body.Close()
+	dec := json.NewDecoder(res.Body)
+	for {
+		var m streamLine
+		if err := dec.Decode(&m); err != nil {
+			return PullResult{}, lost(ctx, err)
+		}
+		switch {
+		case m.ErrorDetail != nil:
+			return PullResult{}, m.ErrorDetail.Err()
+		case m.Aux != nil:
+			return *m.Aux, nil
+		case report != nil:
+			p := Progress{ID: m.ID, Status: m.Status}
+			if m.Detail != nil {
+				p.Current, p.Total = m.Detail.Current, m.Detail.Total
+			}
+			report(p)
+		}
+	}
+}
+
+// Inspect returns one image. Name is a reference, an image ID or a prefix.
+func (c *Client) Inspect(ctx context.Context, name string) (ImageInspect, error) {
+	var i ImageInspect
+	return i, c.get(ctx, "/images/"+name+"/json", nil, &i)
+}
+
+// Remove removes a name, and with its last name the image.
+func (c *Client) Remove(ctx context.Context, name string, force bool) ([]DeleteItem, error) {
+	q := url.Values{}
+	if force {
+		q.Set("force", "1")
+	}
+	var items []DeleteItem
+	return items, c.call(ctx, http.MethodDelete, "/images/"+name, q, nil, &items)
+}
+
+// Mounts lists the live mounts, oldest first.
+func (c *Client) Mounts(ctx context.Context) ([]Mount, error) {
+	var list []Mount
+	return list, c.get(ctx, "/imgfs/v1/mounts", nil, &list)
+}
+
+// WaitGone returns when the daemon has no record of the mount any more: at
+// once if it never had one.
+func (c *Client) WaitGone(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodPost, "/imgfs/v1/mounts/"+url.PathEscape(id)+"/wait", nil, nil, nil)
+}
+
+// GC removes layers and chains that nothing uses.
+func (c *Client) GC(ctx context.Context) (GCReport, error) {
+	var r GCReport
+	return r, c.call(ctx, http.MethodPost, "/imgfs/v1/gc", nil, nil, &r)
+}
+
+// Shutdown asks the daemon to exit and returns when it has gone, its store
+// unlocked. With live mounts it is refused (fault.Conflict) unless force is
+// set, which unmounts them first.
+func (c *Client) Shutdown(ctx context.Context, force bool) error {
+	q := url.Values{}
+	if force {
+		q.Set("force", "1")
+	}
+	res, err := c.once(ctx, http.MethodPost, "/imgfs/v1/shutdown", q, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	// The body ends when the process does.
+	_, err = io.Copy(io.Discard, res.Body)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("daemon: %w", ctx.Err())
+	}
+	return nil
+}
+
+func (c *Client) get(ctx context.Context, path string, q url.Values, into any) error {
+	return c.call(ctx, http.MethodGet, path, q, nil, into)
+}
+
+// call sends body as JSON, if not nil, and decodes the reply into into, if
+// not nil.
+func (c *Client) call(ctx context.Context, method, path string, q url.Values, body, into any) error {
+	var b []byte
+	if body != nil {
+		var err error
+		if b, err = json.Marshal(body); err != nil {
+			return fmt.Errorf("request: %w", err)
+		}
+	}
+	res, err := c.do(ctx, method, path, q, nil, b)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	b, err = io.ReadAll(io.LimitReader(res.Body, maxReply))
+	if err != nil {
+		return lost(ctx, err)
+	}
+	if into == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return fmt.Errorf("daemon's reply to %s: %w", path, err)
+	}
+	return nil
+}
+
+// do sends one request, restarting the daemon once if it has gone. A reply
+// other than 2xx is returned as the error it carries.
+func (c *Client) do(ctx context.Context, method, path string, q url.Values, h http.Header, body []byte) (*http.Response, error) {
+	res, err := c.once(ctx, method, path, q, h, body)
+	if !errors.Is(err, ErrNoDaemon) || c.Restart == nil {
+		return res, err
+	}
+	if err := c.Restart(ctx); err != nil {
+		return nil, err
+	}
+	return c.once(ctx, method, path, q, h, body)
+}
+
+func (c *Client) once(ctx context.Context, method, path string, q url.Values, h http.Header, body []byte) (*http.Response, error) {
+	req, err := newRequest(ctx, method, path, q, body)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range h {
+		req.Header[k] = v
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, gone(ctx, err)
+	}
+	return res, replyError(res)
+}
+
+func newRequest(ctx context.Context, method, path string, q url.Values, body []byte) (*http.Request, error) {
+	// The name of an image may hold anything, so the path is set, not parsed.
+	u := &url.URL{Scheme: "http", Host: "imgfs", Path: path, RawQuery: q.Encode()}
+	var r io.Reader
+	if body != nil {
+		r = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), r)
+	if err != nil {
+		return nil, fmt.Errorf("request: %w", err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, nil
+}
+
+// replyError returns the error that a reply carries, its body closed; nil
+// for a reply below 300.
+func replyError(res *http.Response) error {
+	if res.StatusCode < 300 {
+		return nil
+	}
+	defer res.Body.Close()
+	b, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
+	var e Error
+	if json.Unmarshal(b, &e) != nil || e.Message == "" {
+		e.Message = strings.TrimSpace("daemon answered " + res.Status + " " + string(b))
+	}
+	if e.Kind == "" {
+		e.Kind = kindOf(res.StatusCode).String()
+	}
+	return e.Err()
+}
+
+// dial connects to the daemon's socket.
+func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", c.socket)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+// gone turns an error of the connection into one that says what it means:
+// the caller's own end, or the daemon's.
+func gone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("daemon: %w", ctx.Err())
+	}
+	for _, e := range []error{syscall.ECONNREFUSED, fs.ErrNotExist, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, e) {
+			return fault.New(fault.Unavailable, "%w", ErrNoDaemon)
+		}
+	}
+	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
+		return fault.New(fault.Denied, "daemon: %w", err)
+	}
+	return fault.New(fault.Unavailable, "daemon: %w", err)
+}
+
+// lost is gone for a daemon that has taken the request already.
+func lost(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("daemon: %w", ctx.Err())
+	}
+	return fault.New(fault.Unavailable, "daemon went away before it had finished: %w", err)
+}
