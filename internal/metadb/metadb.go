@@ -1,0 +1,107 @@
+// Package metadb opens the store's one Badger database, tuned for what imgfs
+// keeps in it: some thousands of records below 4 KiB each. Everything bulky is
+// a file beside it.
+//
+// Terms: a key is PREFIX/REST; each prefix belongs to one package ("layerdb/",
+// "imagedb/", "daemon/"), which declares its keys and may read no other's.
+//
+// Invariants: one process has a database open (the daemon holds the flock that
+// makes it so); every committed transaction is synced before Update returns,
+// because names exist nowhere else. It costs about 2 ms each, and a pull
+// commits as many times as it has layers.
+package metadb
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+)
+
+// attempts is how often Open tries. A process that was killed while it made a
+// log file leaves it with a length of zero; Badger then fails with z.NewFile
+// once per such file, having given the file its size, so the next attempt gets
+// past it. At most a memtable log and a value log can be in that state, and
+// the last attempt's error is the one to tell.
+const attempts = 4
+
+// Open opens the database in dir, which it makes if absent.
+//
+// An error is one of Badger's, wrapped: dir is locked by another process, is
+// not writable, or holds a damaged database.
+func Open(dir string) (*badger.DB, error) {
+	var err error
+	for range attempts {
+		var db *badger.DB
+		if db, err = badger.Open(tuned(dir)); err == nil {
+			return db, nil
+		}
+	}
+	return nil, fmt.Errorf("metadata database: %w", err)
+}
+
+// tuned returns the options: small logs (they are mapped at twice their size),
+// no caches and no compression (the records fit in the memtable and in two or
+// three tables, which are mapped anyway), the fewest goroutines Badger allows.
+func tuned(dir string) badger.Options {
+	return badger.DefaultOptions(dir).
+		WithLogger(nil).
+		WithMetricsEnabled(false).
+		WithMemTableSize(4 << 20).
+		WithNumMemtables(2).
+		WithNumLevelZeroTables(2).
+		WithNumLevelZeroTablesStall(4).
+		WithNumCompactors(2). // one is refused, none lets level 0 grow
+		WithNumGoroutines(1).
+		WithBaseTableSize(1 << 20).
+		WithValueLogFileSize(4 << 20).
+		WithValueThreshold(64 << 10).
+		WithCompression(options.None).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithSyncWrites(true)
+}
+
+// Scan calls visit with each key below prefix, the prefix cut off, and its
+// value. Both die when visit returns. It stops at visit's first error.
+func Scan(db *badger.DB, prefix string, visit func(rest string, value []byte) error) error {
+	return db.View(func(txn *badger.Txn) error {
+		o := badger.DefaultIteratorOptions
+		o.Prefix = []byte(prefix)
+		it := txn.NewIterator(o)
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			item := it.Item()
+			rest := string(item.Key()[len(prefix):])
+			if err := item.Value(func(v []byte) error { return visit(rest, v) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Update applies sets and deletes in one synced transaction. A nil value
+// deletes its key; deleting an absent key is no error.
+func Update(db *badger.DB, changes map[string][]byte) error {
+	for {
+		err := db.Update(func(txn *badger.Txn) error {
+			for k, v := range changes {
+				var err error
+				if v == nil {
+					err = txn.Delete([]byte(k))
+				} else {
+					err = txn.Set([]byte(k), v)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if !errors.Is(err, badger.ErrConflict) {
+			return err
+		}
+	}
+}
