@@ -1,9 +1,6 @@
 package erofs
 
-import (
-	"errors"
-	"io"
-)
+import "errors"
 
 // BlockSize is the only block size written and read: a tar record.
 const BlockSize = 512
@@ -39,7 +36,7 @@ type Dirent struct {
 }
 
 // Extent is a run of file data: Len bytes at Off of device Device (index into
-// Image.Devices, from 0). A hole has Hole set and no place.
+// Image.Devices, from 0). A hole has Hole set and no place: Device and Off 0.
 type Extent struct {
 	Device int
 	Off    uint64
@@ -90,28 +87,3 @@ var (
 	// ErrLimit is returned (wrapped) when something does not fit the format.
 	ErrLimit = errors.New("erofs: beyond the format's limits")
 )
-
-// Signatures to be provided by this package (see reader.go, builder.go):
-//
-//	func Open(path string) (*Image, error)       // mmap, O(1), checks the superblock and devices
-//	func New(b []byte) (*Image, error)           // over bytes, for tests and fuzzing
-//	func (m *Image) Close() error
-//	func (m *Image) Root() NID
-//	func (m *Image) Devices() []Device
-//	func (m *Image) Inodes() uint64              // number of inodes
-//	func (m *Image) Label() string               // 16-byte volume name
-//	func (m *Image) HasXattrs() bool             // some inode has a (non-marker) xattr
-//	func (m *Image) Stat(n NID, a *Attr) error
-//	func (m *Image) Lookup(dir NID, name []byte) (NID, uint8, error)
-//	func (m *Image) ReadDir(dir NID, cookie uint64, yield func(*Dirent) bool) error // "." and ".." included, in name order; cookie 0 = start
-//	func (m *Image) ReadLink(n NID) ([]byte, error)  // may alias the image
-//	func (m *Image) Xattr(n NID, name string) ([]byte, error)
-//	func (m *Image) Xattrs(n NID, yield func(name string, value []byte) bool) error
-//	func (m *Image) Extent(n NID, off uint64) (Extent, error) // extent that holds byte off; io.EOF at or past Size
-//	func (m *Image) Chunks(n NID) (bits uint8, chunks []Chunk, err error) // for merging
-//
-//	func NewBuilder(devices []Device, label string) *Builder
-//	func (b *Builder) Add(in *Inode) (Ref, error)          // copies what it needs
-//	func (b *Builder) Link(dir Ref, name string, child Ref) error
-//	func (b *Builder) WriteTo(w io.Writer) (int64, error)  // canonical: bytes depend only on the logical tree, not on order of Add/Link
-var _ io.WriterTo = (*Builder)(nil)
