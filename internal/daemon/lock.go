@@ -44,7 +44,7 @@ func waitLock(ctx context.Context, path string) (*os.File, error) {
 	}
 	// flock cannot be interrupted from within: a waiter that gives up leaves
 	// its goroutine behind, which lets the lock go as soon as it gets it.
-	got := make(chan error, 1)
+	got := make(chan error)
 	abandoned := make(chan struct{})
 	go func() {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
@@ -54,11 +54,7 @@ func waitLock(ctx context.Context, path string) (*os.File, error) {
 		select {
 		case got <- err:
 		case <-abandoned:
-		}
-		select {
-		case <-abandoned:
 			f.Close()
-		default:
 		}
 	}()
 	select {

@@ -202,4 +202,3 @@ func (p Paths) mountsDir() string { return filepath.Join(p.Root, "mounts") }
 
 // startLock is beside the socket.
 func (p Paths) startLock() string { return p.Socket + ".start" }
-

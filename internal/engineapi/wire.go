@@ -35,6 +35,8 @@ type RegistryOptions struct {
 	Username     string `json:"username,omitempty"`     // --creds USER:PASS
 	Password     string `json:"password,omitempty"`
 	Token        string `json:"token,omitempty"` // --registry-token, sent as Bearer unchanged
+
+	IdentityToken string `json:"identityToken,omitempty"` // of an OAuth2 login, exchanged for access tokens
 }
 
 // MountRequest is the body of POST /imgfs/v1/mounts. The reply is 101; from

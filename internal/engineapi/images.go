@@ -1,0 +1,142 @@
+package engineapi
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
+	f, err := parseFilters(r.URL.Query().Get("filters"))
+	if err != nil {
+		return err
+	}
+	all, err := s.engine.Images(r.Context())
+	if err != nil {
+		return err
+	}
+	list, err := f.apply(all, func(name string) (int64, error) {
+		img, err := s.engine.Inspect(r.Context(), name)
+		if err != nil {
+			return 0, err
+		}
+		return createdOf(all, img.ID), nil
+	})
+	if err != nil {
+		return err
+	}
+	return reply(w, list)
+}
+
+// createImage pulls. An error before the first line is a reply of its own.
+func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
+	req, err := pullRequest(r)
+	if err != nil {
+		return err
+	}
+	st := &stream{w: w}
+	res, err := s.engine.Pull(r.Context(), req, func(p Progress) {
+		st.line(streamLine{Status: p.Status, ID: p.ID, Detail: &streamDetail{p.Current, p.Total}})
+	})
+	if err != nil {
+		if !st.started {
+			return err
+		}
+		s.log.Info("pull failed", "reference", req.Reference, "err", err)
+		st.line(streamLine{ErrorDetail: WireError(err), Error: err.Error()})
+		return nil
+	}
+	status := "Status: Downloaded newer image for " + res.Reference
+	if res.UpToDate {
+		status = "Status: Image is up to date for " + res.Reference
+	}
+	st.line(streamLine{Status: "Digest: " + string(res.Digest)})
+	st.line(streamLine{Status: status})
+	st.line(streamLine{Aux: &res})
+	return nil
+}
+
+// pullRequest reads a pull in docker's words, or in ours.
+func pullRequest(r *http.Request) (PullRequest, error) {
+	q := r.URL.Query()
+	req := PullRequest{Reference: q.Get("fromImage"), Platform: q.Get("platform")}
+	if req.Reference == "" {
+		if q.Has("fromSrc") {
+			return req, statusError{http.StatusNotImplemented, fault.New(fault.Invalid, "imgfs does not import tar archives")}
+		}
+		return req, fault.New(fault.Invalid, "fromImage is missing")
+	}
+	if h := r.Header.Get(RegistryHeader); h != "" {
+		b, err := base64.URLEncoding.DecodeString(h)
+		if err == nil {
+			err = json.Unmarshal(b, &req.Registry)
+		}
+		if err != nil {
+			return req, fault.New(fault.Invalid, "header %s: %w", RegistryHeader, err)
+		}
+		return req, nil
+	}
+	req.Registry = dockerAuth(r.Header.Get("X-Registry-Auth"))
+	switch tag := q.Get("tag"); {
+	case tag == "" && !strings.ContainsAny(lastComponent(req.Reference), ":@"):
+		return req, statusError{http.StatusNotImplemented, fault.WithHint(
+			fault.New(fault.Invalid, "imgfs does not pull all tags of a repository"), "name one tag")}
+	case strings.Contains(tag, ":"):
+		req.Reference += "@" + tag
+	case tag != "":
+		req.Reference += ":" + tag
+	}
+	return req, nil
+}
+
+// lastComponent returns what follows the last slash: where a colon begins a
+// tag and not a port.
+func lastComponent(ref string) string { return ref[strings.LastIndexByte(ref, '/')+1:] }
+
+// dockerAuth reads X-Registry-Auth; what cannot be read is no credentials, as
+// in docker.
+func dockerAuth(h string) RegistryOptions {
+	var a struct {
+		Username      string `json:"username"`
+		Password      string `json:"password"`
+		Auth          string `json:"auth"` // base64(user:password)
+		IdentityToken string `json:"identitytoken"`
+		RegistryToken string `json:"registrytoken"`
+	}
+	b, err := base64.URLEncoding.DecodeString(h)
+	if err != nil {
+		b, err = base64.RawURLEncoding.DecodeString(h)
+	}
+	if err != nil || json.Unmarshal(b, &a) != nil {
+		return RegistryOptions{}
+	}
+	if a.Username == "" && a.Auth != "" {
+		if b, err := base64.StdEncoding.DecodeString(a.Auth); err == nil {
+			a.Username, a.Password, _ = strings.Cut(string(b), ":")
+		}
+	}
+	return RegistryOptions{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, Token: a.RegistryToken}
+}
+
+// stream writes a reply line by line; it starts with the first one.
+type stream struct {
+	w       http.ResponseWriter
+	started bool
+}
+
+// line writes l. A client that has gone is noticed by the request's context.
+func (s *stream) line(l streamLine) {
+	if !s.started {
+		s.w.Header().Set("Content-Type", "application/json")
+		s.started = true
+	}
+	b, err := json.Marshal(l)
+	if err != nil {
+		return // a struct of strings and numbers
+	}
+	s.w.Write(append(b, '\r', '\n'))
+	http.NewResponseController(s.w).Flush()
+}

@@ -1,0 +1,217 @@
+package engineapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+// maxReplyLine bounds a MountReply, in bytes.
+const maxReplyLine = 16 << 10
+
+// mount serves POST /imgfs/v1/mounts.
+func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), Protocol) {
+		return fault.New(fault.Invalid, "a mount needs the header Upgrade: %s", Protocol)
+	}
+	var req MountRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		return fault.New(fault.Invalid, "mount request: %w", err)
+	}
+	if err := req.check(); err != nil {
+		return err
+	}
+	c, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return fmt.Errorf("connection: %w", err)
+	}
+	defer c.Close()
+	uc := unixConn(c)
+	if uc == nil {
+		return errors.New("connection: not a unix socket")
+	}
+	_, err = fmt.Fprintf(uc, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s: %s\r\n\r\n",
+		Protocol, VersionHeader, s.build)
+	if err != nil {
+		return nil // the client has gone
+	}
+
+	// The request's own context ended with the hijack.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	defer cancel()
+	x := &exchange{conn: uc, replies: make(chan cliReply, 1)}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer cancel() // after its one reply the client has only to listen; its end ends the mount
+		x.read()
+	})
+	m, err := s.engine.Mount(ctx, req, x.progress, x.do)
+	if err != nil {
+		s.log.Info("mount failed", "image", req.Image, "target", req.Target, "err", err)
+		x.send(MountEvent{Error: WireError(err)})
+	} else {
+		x.send(MountEvent{Done: &m})
+	}
+	uc.CloseRead()
+	wg.Wait()
+	x.drop()
+	return nil
+}
+
+// unixConn returns the socket under c, which a listener may have wrapped in a
+// type that has a method UnixConn; nil if there is none.
+func unixConn(c net.Conn) *net.UnixConn {
+	switch c := c.(type) {
+	case *net.UnixConn:
+		return c
+	case interface{ UnixConn() *net.UnixConn }:
+		return c.UnixConn()
+	}
+	return nil
+}
+
+// check refuses what no CLI sends.
+func (r *MountRequest) check() error {
+	switch {
+	case (r.Image == "") != r.Layout:
+		return fault.New(fault.Invalid, "mount request: either an image or the layout view")
+	case !filepath.IsAbs(r.Target) || filepath.Clean(r.Target) != r.Target || strings.ContainsRune(r.Target, 0):
+		return fault.New(fault.Invalid, "mount request: target %q is not a clean absolute path", r.Target)
+	case r.Driver != "fuse" && r.Driver != "erofs":
+		return fault.New(fault.Invalid, "mount request: unknown driver %q", r.Driver)
+	}
+	switch r.Pull {
+	case "", "missing", "always", "never":
+		return nil
+	}
+	return fault.New(fault.Invalid, "mount request: unknown pull policy %q", r.Pull)
+}
+
+// exchange is the daemon's end of an upgraded connection.
+type exchange struct {
+	conn    *net.UnixConn
+	replies chan cliReply // at most one, then closed
+}
+
+type cliReply struct {
+	MountReply
+	fd  *os.File
+	err error
+}
+
+// read delivers the client's one reply and returns when the client is gone.
+func (x *exchange) read() {
+	defer close(x.replies)
+	rep, ok := x.readReply()
+	if !ok {
+		return
+	}
+	x.replies <- rep
+	x.conn.Read(make([]byte, 1)) // blocks until the end
+}
+
+// readReply reads one line and the descriptor beside it; not ok if the client
+// went before it had sent one.
+func (x *exchange) readReply() (rep cliReply, ok bool) {
+	var line []byte
+	defer func() {
+		if !ok && rep.fd != nil {
+			rep.fd.Close()
+		}
+	}()
+	buf, oob := make([]byte, maxReplyLine), make([]byte, unix.CmsgSpace(16*4))
+	for !bytes.HasSuffix(line, []byte("\n")) {
+		n, oobn, flags, _, err := x.conn.ReadMsgUnix(buf, oob)
+		fds := rights(oob[:oobn])
+		for _, fd := range fds {
+			if rep.fd != nil {
+				syscall.Close(fd) // one is all that was asked for
+				continue
+			}
+			rep.fd = os.NewFile(uintptr(fd), "fuse")
+		}
+		if err != nil || n == 0 {
+			return rep, false
+		}
+		line = append(line, buf[:n]...)
+		if len(line) > maxReplyLine || flags&unix.MSG_CTRUNC != 0 {
+			rep.err = fault.New(fault.Invalid, "mount reply: too long")
+			return rep, true
+		}
+	}
+	if err := json.Unmarshal(line, &rep.MountReply); err != nil {
+		rep.err = fault.New(fault.Invalid, "mount reply: %w", err)
+	}
+	return rep, true
+}
+
+// rights returns the descriptors in control messages; all are close-on-exec.
+func rights(oob []byte) []int {
+	msgs, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	var fds []int
+	for i := range msgs {
+		got, err := syscall.ParseUnixRights(&msgs[i])
+		if err == nil {
+			fds = append(fds, got...)
+		}
+	}
+	return fds
+}
+
+// do is the Exchange of this connection.
+func (x *exchange) do(ready MountReady) (MountReply, *os.File, error) {
+	if err := x.send(MountEvent{Ready: &ready}); err != nil {
+		return MountReply{}, nil, fault.New(fault.Canceled, "client went away: %w", err)
+	}
+	rep, ok := <-x.replies
+	switch {
+	case !ok:
+		return MountReply{}, nil, fault.New(fault.Canceled, "client went away")
+	case rep.err != nil || rep.Error != nil:
+		if rep.fd != nil {
+			rep.fd.Close()
+		}
+		if rep.err != nil {
+			return MountReply{}, nil, rep.err
+		}
+		return MountReply{}, nil, rep.Error.Err()
+	}
+	return rep.MountReply, rep.fd, nil
+}
+
+// drop closes a descriptor that nobody asked for.
+func (x *exchange) drop() {
+	for rep := range x.replies {
+		if rep.fd != nil {
+			rep.fd.Close()
+		}
+	}
+}
+
+func (x *exchange) progress(p Progress) { x.send(MountEvent{Progress: &p}) }
+
+// send writes one line. A client that has gone is noticed by read.
+func (x *exchange) send(ev MountEvent) error {
+	b, err := json.Marshal(ev)
+	if err != nil {
+		return fmt.Errorf("mount event: %w", err)
+	}
+	_, err = x.conn.Write(append(b, '\n'))
+	return err
+}
