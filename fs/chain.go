@@ -1,0 +1,127 @@
+package fs
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/imgfs/imgfs/internal/erofs"
+)
+
+// Chain is a read-only file system over a chain index.
+type Chain struct {
+	readOnly
+	tree
+	blocks uint64 // of statfs, in blockSize
+	blind  atomic.Bool
+
+	once sync.Once
+	gone chan struct{} // closed by OnUnmount
+}
+
+var _ fuse.RawFileSystem = (*Chain)(nil)
+var _ quickReader = (*Chain)(nil)
+
+// NewChain returns the file system of img, whose devices are data, in order.
+// Both must stay open until the Server is done.
+func NewChain(img *erofs.Image, data []Data, o Options) *Chain {
+	c := &Chain{
+		readOnly: newReadOnly(),
+		tree:     newTree(img, data, 0, fuseRoot, newFaults(o.Logger)),
+		gone:     make(chan struct{}),
+	}
+	for _, d := range img.Devices() {
+		c.blocks += uint64(d.Blocks) * erofs.BlockSize
+	}
+	c.blocks = (c.blocks + blockSize - 1) / blockSize
+	return c
+}
+
+// Lookup resolves a name. "." of any node and ".." of a directory, which only
+// file handles (open_by_handle_at) ask for, are names like others.
+func (c *Chain) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if name == "." {
+		return c.faults.status("lookup", c.entry(c.nid(in.NodeId), out))
+	}
+	return c.faults.status("lookup", c.lookup(c.nid(in.NodeId), name, out))
+}
+
+// GetAttr is stat(2).
+func (c *Chain) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	out.AttrValid = forever
+	return c.faults.status("getattr", c.attr(c.nid(in.NodeId), &out.Attr))
+}
+
+// Readlink returns a symlink's target, as recorded.
+func (c *Chain) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	target, err := c.img.ReadLink(c.nid(in.NodeId))
+	return target, c.faults.status("readlink", err)
+}
+
+// ReadDir lists names alone; the kernel uses ReadDirPlus.
+func (c *Chain) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return c.faults.status("readdir", c.readDir(c.nid(in.NodeId), in.Offset, false, out))
+}
+
+// ReadDirPlus lists entries with their attributes.
+func (c *Chain) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return c.faults.status("readdir", c.readDir(c.nid(in.NodeId), in.Offset, true, out))
+}
+
+// Read fills buf; see tree.read.
+func (c *Chain) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	ctx := newRequest(cancel, c.gone)
+	defer ctx.end()
+	n, err := c.read(ctx, c.nid(in.NodeId), in.Offset, buf)
+	if err != nil {
+		return nil, c.faults.status("read", err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+func (c *Chain) quickRead(node, off uint64, buf []byte) (int, bool) {
+	return c.tryRead(&c.blind, c.nid(node), off, buf)
+}
+
+// Lseek finds data and holes.
+func (c *Chain) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	off, err := c.seek(c.nid(in.NodeId), in.Offset, in.Whence)
+	out.Offset = off
+	return c.faults.status("lseek", err)
+}
+
+// GetXAttr reads an attribute; ENOSYS ends such questions for an image
+// without any.
+func (c *Chain) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	if !c.img.HasXattrs() {
+		return 0, fuse.ENOSYS
+	}
+	n, err := c.xattr(c.nid(in.NodeId), name, dest)
+	return n, c.faults.status("getxattr", err)
+}
+
+// ListXAttr lists the names of attributes.
+func (c *Chain) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	if !c.img.HasXattrs() {
+		return 0, fuse.ENOSYS
+	}
+	n, err := c.xattrs(c.nid(in.NodeId), in.Uid == 0, dest)
+	return n, c.faults.status("listxattr", err)
+}
+
+// StatFs says that all is used: the sum of the layers, nothing free.
+func (c *Chain) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	*out = fuse.StatfsOut{
+		Blocks:  c.blocks,
+		Files:   c.img.Inodes(),
+		Bsize:   blockSize,
+		Frsize:  blockSize,
+		NameLen: 255,
+	}
+	return fuse.OK
+}
+
+// OnUnmount ends the requests that still wait.
+func (c *Chain) OnUnmount() { c.once.Do(func() { close(c.gone) }) }
+
+func (c *Chain) failures() (uint64, string) { return c.faults.get() }

@@ -1,0 +1,209 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/imgfs/imgfs/internal/fault"
+	"golang.org/x/sys/unix"
+)
+
+// MountFlags are the choices of a mount. All mounts are read-only; the zero
+// value forbids set-uid programs and device nodes.
+type MountFlags struct {
+	Suid     bool // honour set-uid, set-gid and file capabilities; root only
+	Dev      bool // honour device nodes; root only
+	NonEmpty bool // allow a directory that is not empty, whose content is hidden
+}
+
+func (o MountFlags) bits() uintptr {
+	var f uintptr = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+	if o.Suid {
+		f &^= unix.MS_NOSUID
+	}
+	if o.Dev {
+		f &^= unix.MS_NODEV
+	}
+	return f
+}
+
+const fuseDevice = "/dev/fuse"
+
+// Mount mounts a FUSE file system at target, an existing directory, in the
+// caller's namespaces, and returns the descriptor to be given to [Serve], here
+// or in another process. Until then whoever touches target waits. Source is
+// the first column of /proc/mounts.
+//
+// Where the caller may mount (root, also of a user namespace with a mount
+// namespace of its own) it does so itself, for all users, permissions checked
+// by the kernel; otherwise by fusermount3, for the calling user alone.
+func Mount(target, source string, o MountFlags) (fd int, err error) {
+	dir, err := openTarget(target, o.NonEmpty)
+	if err != nil {
+		return -1, err
+	}
+	defer dir.Close()
+	fd, err = mountDirect(dir, source, o)
+	if err == nil {
+		raiseReadAhead(dir.path)
+		return fd, nil
+	}
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return -1, err
+	}
+	if os.Geteuid() == 0 && !inUserNamespace() {
+		return -1, fault.WithHint(err, "root lacks CAP_SYS_ADMIN: run in a container with --cap-add SYS_ADMIN --device /dev/fuse")
+	}
+	if o.Suid || o.Dev {
+		return -1, fault.WithHint(fault.New(fault.Denied, "mount %s: set-uid programs and device nodes need root", target),
+			"leave out --suid and --dev, or run as root")
+	}
+	return fusermount(dir, source)
+}
+
+// mountpoint is a directory to be mounted on.
+type mountpoint struct {
+	*os.File        // O_PATH
+	path     string // canonical
+}
+
+// proc is a path to the directory that no rename can change.
+func (m *mountpoint) proc() string { return fmt.Sprintf("/proc/self/fd/%d", m.Fd()) }
+
+func openTarget(target string, nonEmpty bool) (*mountpoint, error) {
+	path, err := filepath.Abs(target)
+	if err != nil {
+		return nil, fmt.Errorf("mountpoint: %w", err)
+	}
+	f, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil, fault.WithHint(fault.New(fault.NotFound, "mountpoint %s does not exist", target), "mkdir -p %s", quote(path))
+	case errors.Is(err, unix.ENOTDIR):
+		return nil, fault.New(fault.Invalid, "mountpoint %s is not a directory", target)
+	case errors.Is(err, unix.ENOTCONN):
+		return nil, deadMount(target, path)
+	case errors.Is(err, unix.EACCES):
+		return nil, fault.New(fault.Denied, "mountpoint %s: permission denied", target)
+	case err != nil:
+		return nil, fmt.Errorf("mountpoint: %w", err)
+	}
+	m := &mountpoint{File: f}
+	if m.path, err = os.Readlink(m.proc()); err != nil {
+		f.Close()
+		return nil, fault.WithHint(fmt.Errorf("mountpoint: %w", err), "mount -t proc proc /proc")
+	}
+	if err := m.check(target, nonEmpty); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func deadMount(target, path string) error {
+	return fault.WithHint(fault.New(fault.Conflict, "mountpoint %s: its file system's server has died", target),
+		"imgfs umount %s", quote(path))
+}
+
+// check refuses a mountpoint that is one already or that is not empty.
+func (m *mountpoint) check(target string, nonEmpty bool) error {
+	at, err := mountAt(m.path)
+	if err != nil {
+		return err
+	}
+	if at != nil && at.Imgfs() {
+		return fault.WithHint(fault.New(fault.Conflict, "mountpoint %s has %s mounted already", target, at.Source),
+			"imgfs umount %s", quote(m.path))
+	}
+	if nonEmpty {
+		return nil
+	}
+	d, err := os.Open(m.proc())
+	if err != nil {
+		if errors.Is(err, unix.ENOTCONN) {
+			return deadMount(target, m.path)
+		}
+		return fault.New(fault.Denied, "mountpoint %s: %w", target, errors.Unwrap(err))
+	}
+	defer d.Close()
+	switch names, err := d.Readdirnames(1); {
+	case len(names) > 0:
+		return fault.WithHint(fault.New(fault.Conflict, "mountpoint %s is not empty", target),
+			"use an empty directory, or --nonempty to hide what is there")
+	case err != nil && err != io.EOF:
+		return fmt.Errorf("mountpoint: %w", err)
+	}
+	return nil
+}
+
+// mountDirect is mount(2). EPERM and EACCES, wrapped, mean: try fusermount.
+func mountDirect(dir *mountpoint, source string, o MountFlags) (int, error) {
+	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	switch err {
+	case nil:
+	case unix.ENOENT, unix.ENODEV, unix.ENXIO:
+		return -1, noFuse(err)
+	default:
+		return -1, fault.New(fault.Denied, "%s: %w", fuseDevice, err)
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions,allow_other,max_read=%d",
+		fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxRead)
+	if err := unix.Mount(source, dir.proc(), "fuse."+subtype, o.bits(), data); err != nil {
+		unix.Close(fd)
+		if err == unix.ENODEV {
+			return -1, noFuse(err)
+		}
+		if err == unix.EPERM || err == unix.EACCES {
+			return -1, fault.New(fault.Denied, "mount %s: %w", dir.path, err)
+		}
+		return -1, fmt.Errorf("mount %s: %w", dir.path, err)
+	}
+	return fd, nil
+}
+
+func noFuse(err error) error {
+	return fault.WithHint(fault.New(fault.Unavailable, "%s: %w", fuseDevice, err),
+		"modprobe fuse; in a container: --device /dev/fuse")
+}
+
+// raiseReadAhead lets the kernel read 1 MiB ahead instead of 128 KiB. Only root
+// may; it comes to nothing elsewhere. It must precede INIT, as the kernel
+// takes the lesser of the two. Nothing here touches the mount itself.
+func raiseReadAhead(path string) {
+	at, err := mountAt(path)
+	if err != nil || at == nil || !at.Imgfs() {
+		return
+	}
+	name := filepath.Join("/sys/class/bdi", at.Dev, "read_ahead_kb")
+	if f, err := os.OpenFile(name, os.O_WRONLY, 0); err == nil {
+		f.WriteString(strconv.Itoa(maxRead >> 10))
+		f.Close()
+	}
+}
+
+// inUserNamespace reports whether the caller's user namespace is not the
+// first one, whose map is that of all IDs to themselves.
+func inUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(b))
+	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
+}
+
+// quote returns s as a word of a shell.
+func quote(s string) string {
+	plain := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%", r))
+	}
+	if s != "" && strings.IndexFunc(s, plain) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

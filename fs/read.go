@@ -1,0 +1,130 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"sync/atomic"
+
+	"github.com/imgfs/imgfs/internal/erofs"
+	"golang.org/x/sys/unix"
+)
+
+// Data is one device of a chain: a layer's data file.
+type Data interface {
+	// File returns the file that holds the bytes. It is asked for at each
+	// read, so that a store may replace a file.
+	File() *os.File
+	// Fill returns when the n bytes at off are present in the file, at once if
+	// they are. It returns an error when they will not be, or ctx's when the
+	// caller gives up waiting; the work goes on without it.
+	Fill(ctx context.Context, off, n int64) error
+}
+
+// read fills buf from byte off of a regular file. It returns less than
+// len(buf) only at the end of the file, and never invents a byte.
+func (t *tree) read(ctx context.Context, n erofs.NID, off uint64, buf []byte) (int, error) {
+	return t.readWith(n, off, buf, func(d Data, dst []byte, at int64) error {
+		if err := d.Fill(ctx, at, int64(len(dst))); err != nil {
+			return err
+		}
+		got, err := d.File().ReadAt(dst, at)
+		if got < len(dst) {
+			if err == nil || err == io.EOF {
+				err = fmt.Errorf("data file ends at %d, wanted %d bytes at %d: %w", at+int64(got), len(dst), at, io.ErrUnexpectedEOF)
+			}
+			return err
+		}
+		return nil
+	})
+}
+
+// readWith walks the extents of buf's range: holes become zeros, all else is
+// copied by pread.
+func (t *tree) readWith(n erofs.NID, off uint64, buf []byte, pread func(d Data, dst []byte, at int64) error) (int, error) {
+	done := 0
+	for done < len(buf) {
+		e, err := t.img.Extent(n, off+uint64(done))
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+		dst := buf[done:]
+		if uint64(len(dst)) > e.Len {
+			dst = dst[:e.Len]
+		}
+		switch {
+		case e.Hole:
+			clear(dst)
+		case e.Device >= len(t.data):
+			return 0, fmt.Errorf("%w: no device %d", erofs.ErrCorrupt, e.Device)
+		default:
+			if err := pread(t.data[e.Device], dst, int64(e.Off)); err != nil {
+				return 0, err
+			}
+		}
+		done += len(dst)
+	}
+	return done, nil
+}
+
+// tryRead is read if that needs no waiting, neither for Fill nor for a disk;
+// otherwise ok is false. blind is set where a data file's file system cannot
+// tell: then nobody need try again.
+func (t *tree) tryRead(blind *atomic.Bool, n erofs.NID, off uint64, buf []byte) (done int, ok bool) {
+	if blind.Load() {
+		return 0, false
+	}
+	done, err := t.readWith(n, off, buf, func(d Data, dst []byte, at int64) error {
+		if err := d.Fill(t.ended, at, int64(len(dst))); err != nil {
+			return err
+		}
+		f := d.File()
+		got, err := unix.Preadv2(int(f.Fd()), [][]byte{dst}, at, unix.RWF_NOWAIT)
+		runtime.KeepAlive(f)
+		switch {
+		case err == unix.EOPNOTSUPP:
+			blind.Store(true)
+			return err
+		case err != nil:
+			return err
+		case got < len(dst):
+			return unix.EAGAIN
+		}
+		return nil
+	})
+	return done, err == nil
+}
+
+// request is the context of a FUSE request: it ends when the kernel interrupts
+// the request or the file system is gone.
+type request struct {
+	context.Context
+	cancel context.CancelFunc
+	gone   chan struct{} // closed when the goroutine of newRequest has returned
+}
+
+// newRequest returns the context of a request. The caller calls end.
+func newRequest(interrupt, unmounted <-chan struct{}) *request {
+	r := &request{gone: make(chan struct{})}
+	r.Context, r.cancel = context.WithCancel(context.Background())
+	go func() {
+		defer close(r.gone)
+		select {
+		case <-interrupt:
+		case <-unmounted:
+		case <-r.Done():
+		}
+		r.cancel()
+	}()
+	return r
+}
+
+func (r *request) end() {
+	r.cancel()
+	<-r.gone
+}

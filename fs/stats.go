@@ -1,0 +1,49 @@
+package fs
+
+// Stats counts a mount's requests since it was served.
+type Stats struct {
+	Lookups   uint64
+	Getattrs  uint64
+	Readdirs  uint64 // READDIR and READDIRPLUS
+	Opens     uint64 // OPEN and OPENDIR
+	Reads     uint64
+	ReadBytes uint64 // in the replies to READ
+	Xattrs    uint64 // GETXATTR and LISTXATTR
+	Forgets   uint64 // messages, each of which may name many inodes
+	Others    uint64
+	Errors    uint64 // replies with EIO
+	LastError string // the reason of the last one, if the file system gave one
+}
+
+// failer is a file system that can tell why it failed last.
+type failer interface{ failures() (uint64, string) }
+
+// Stats returns the counts at this moment.
+func (s *Server) Stats() Stats {
+	get := func(ops ...int) (n uint64) {
+		for _, op := range ops {
+			n += s.counts[op].Load()
+		}
+		return n
+	}
+	st := Stats{
+		Lookups:   get(opLookup),
+		Getattrs:  get(opGetattr),
+		Readdirs:  get(opReaddir, opReaddirplus),
+		Opens:     get(opOpen, opOpendir),
+		Reads:     get(opRead),
+		ReadBytes: s.readBytes.Load(),
+		Xattrs:    get(opGetxattr, opListxattr),
+		Forgets:   get(opForget, opBatchForget),
+		Errors:    s.failed.Load(),
+	}
+	var all uint64
+	for op := range s.counts {
+		all += s.counts[op].Load()
+	}
+	st.Others = all - st.Lookups - st.Getattrs - st.Readdirs - st.Opens - st.Reads - st.Xattrs - st.Forgets
+	if f, ok := s.rfs.(failer); ok {
+		_, st.LastError = f.failures()
+	}
+	return st
+}
