@@ -15,6 +15,6 @@
 // returned together with the end of the stream; the input is hostile, every
 // table and every distance is checked, and no input makes it allocate.
 //
-// Zero bytes behind the last member are padding and ignored, as gzip(1) does;
-// anything else there is an error.
+// What follows the last member and does not begin like another is ignored, as
+// gzip(1) does: padding as a rule, and whoever cares what it is hashes the input.
 package inflate

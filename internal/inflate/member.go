@@ -13,30 +13,22 @@ const (
 	flagExtra     = 1 << 2
 	flagName      = 1 << 3
 	flagComment   = 1 << 4
-	flagReserved  = 0xe0
 )
 
-// header reads a member's header, or returns io.EOF behind the last member.
+// header reads a member's header, or returns io.EOF where none follows.
 func (z *Reader) header() error {
 	if err := z.more(); err != nil {
 		return err
 	}
-	first := !z.begun
-	if z.eof && z.pos == z.end && !first {
+	if in := z.in[z.pos:z.end]; z.begun && (len(in) < 2 || in[0] != 0x1f || in[1] != 0x8b) {
 		return io.EOF
 	}
-	b, err := z.take(min(10, max(1, z.end-z.pos)))
+	b, err := z.take(10)
 	if err != nil {
 		return err
 	}
-	if b[0] == 0 && !first {
-		return z.padding(b)
-	}
-	if len(b) < 10 {
-		return fmt.Errorf("gzip: %w", io.ErrUnexpectedEOF)
-	}
 	flags := b[3]
-	if b[0] != 0x1f || b[1] != 0x8b || b[2] != 8 || flags&flagReserved != 0 {
+	if b[0] != 0x1f || b[1] != 0x8b || b[2] != 8 {
 		return fmt.Errorf("%w: no gzip header", ErrCorrupt)
 	}
 	z.begun = true
@@ -73,25 +65,6 @@ func (z *Reader) header() error {
 		}
 	}
 	return nil
-}
-
-// padding accepts zeros up to the end of the input, of which b is the first part.
-func (z *Reader) padding(b []byte) error {
-	for {
-		for _, c := range b {
-			if c != 0 {
-				return fmt.Errorf("%w: garbage behind the last member", ErrCorrupt)
-			}
-		}
-		if err := z.more(); err != nil {
-			return err
-		}
-		if z.pos == z.end {
-			return io.EOF
-		}
-		b = z.in[z.pos:z.end]
-		z.pos = z.end
-	}
 }
 
 // trailer checks a member's CRC-32 and size.
