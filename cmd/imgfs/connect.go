@@ -1,0 +1,131 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/imgfs/imgfs/internal/daemon"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+// dial returns a client of the store's daemon. It does not start one: where
+// none runs, requests end in engineapi.ErrNoDaemon.
+func dial(c *cli.Context) (*engineapi.Client, error) {
+	p, err := daemon.Locate(c.String("root"))
+	if err != nil {
+		return nil, err
+	}
+	return engineapi.New(p.Socket), nil
+}
+
+// connect returns a client that starts the store's daemon where none runs.
+func connect(c *cli.Context) (*engineapi.Client, error) {
+	p, err := daemon.Locate(c.String("root"))
+	if err != nil {
+		return nil, err
+	}
+	level, err := logLevel(c)
+	if err != nil {
+		return nil, err
+	}
+	// A daemon that is started inherits this environment.
+	if err := os.Setenv("IMGFS_LOG_LEVEL", strings.ToLower(level.String())); err != nil {
+		return nil, err
+	}
+	return daemon.Connect(p), nil
+}
+
+// logLevel returns what --log-level or --debug says.
+func logLevel(c *cli.Context) (slog.Level, error) {
+	if c.Bool("debug") {
+		return slog.LevelDebug, nil
+	}
+	var l slog.Level
+	if err := oneOf(c, "log-level", "debug", "info", "warn", "error"); err != nil {
+		return l, err
+	}
+	return l, l.UnmarshalText([]byte(c.String("log-level")))
+}
+
+// registryFlags are the flags of every command that may talk to a registry.
+func registryFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "platform", Usage: "take `OS/ARCH[/VARIANT]` from a multi-platform image (default: this machine's)", EnvVars: []string{"IMGFS_PLATFORM", "DOCKER_DEFAULT_PLATFORM"}},
+		&cli.BoolFlag{Name: "insecure", Usage: "allow plain http and unverified TLS"},
+		&cli.StringFlag{Name: "authfile", Usage: "`FILE` with credentials (docker's config.json or podman's auth.json)", EnvVars: []string{"IMGFS_AUTHFILE", "REGISTRY_AUTH_FILE"}},
+		&cli.StringFlag{Name: "creds", Usage: "log in as `USER:PASSWORD`"},
+		&cli.StringFlag{Name: "registry-token", Usage: "send `TOKEN` to the registry as bearer token"},
+		&cli.StringFlag{Name: "progress", Usage: "how to show progress on stderr: `auto`, tty, plain or quiet", Value: "auto"},
+		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress"},
+	}
+}
+
+// registryOptions returns what flags and environment say about registries.
+// Paths are made absolute: the daemon has another working directory.
+func registryOptions(c *cli.Context) (engineapi.RegistryOptions, error) {
+	o := engineapi.RegistryOptions{Insecure: c.Bool("insecure"), Token: c.String("registry-token")}
+	if creds := c.String("creds"); creds != "" {
+		user, password, ok := strings.Cut(creds, ":")
+		if !ok || user == "" {
+			return o, fault.New(fault.Invalid, "--creds takes USER:PASSWORD")
+		}
+		o.Username, o.Password = user, password
+	}
+	for _, p := range []struct {
+		to   *string
+		from string
+	}{
+		{&o.AuthFile, c.String("authfile")},
+		{&o.DockerConfig, os.Getenv("DOCKER_CONFIG")},
+		{&o.CertsDir, os.Getenv("IMGFS_CERTS_DIR")},
+	} {
+		if p.from == "" {
+			continue
+		}
+		abs, err := filepath.Abs(p.from)
+		if err != nil {
+			return o, err
+		}
+		*p.to = abs
+	}
+	return o, nil
+}
+
+// sources are the schemes whose rest is a path.
+var sources = [...]string{"oci:", "oci-archive:", "docker-archive:"}
+
+// absoluteSource makes the path in a source like oci:DIR absolute; other
+// references are returned as they are.
+func absoluteSource(ref string) (string, error) {
+	for _, scheme := range sources {
+		path, ok := strings.CutPrefix(ref, scheme)
+		if !ok {
+			continue
+		}
+		if path == "" {
+			return "", fault.New(fault.Invalid, "%s without a path", ref)
+		}
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return "", err
+		}
+		return scheme + abs, nil
+	}
+	return ref, nil
+}
+
+// oneOf refuses a flag's value that is not among allowed.
+func oneOf(c *cli.Context, flag string, allowed ...string) error {
+	v := c.String(flag)
+	for _, a := range allowed {
+		if v == a {
+			return nil
+		}
+	}
+	return fault.New(fault.Invalid, "--%s %q: not one of %s", flag, v, strings.Join(allowed, ", "))
+}

@@ -1,0 +1,338 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/imgfs/imgfs/fs"
+	"github.com/imgfs/imgfs/internal/daemon"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+func mountCommand() *cli.Command {
+	return command(cli.Command{
+		Name: "mount", ArgsUsage: "IMAGE DIR",
+		Usage: "mount an image on a directory",
+		Description: `
+IMAGE is a reference as docker takes it (ubuntu:14.04, quay.io/org/name@sha256:...),
+the ID of an image in the store, or oci:DIR[:TAG], oci-archive:FILE[:TAG],
+docker-archive:FILE[:TAG]. The command returns when the tree is complete and
+readable, and prints nothing; progress goes to standard error.
+
+Set-uid bits and device nodes of the image have no effect unless --suid and
+--dev are given. Without root, fusermount3 does the mounting.
+
+Drivers: fuse works everywhere; erofs lets the kernel read the image itself
+(root, Linux 6.12); auto takes the best one that is known to be good: fuse.
+
+Examples:
+  imgfs mount ubuntu:14.04 /mnt/x
+  imgfs mount --platform linux/arm64 debian:12 /mnt/arm
+  imgfs mount --suid --dev debian:12 /mnt/x && chroot /mnt/x
+  imgfs mount oci:./layout:v1 /mnt/x
+  imgfs mount -f ubuntu:14.04 /mnt/x        # until Ctrl-C
+
+` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Denied, fault.Integrity,
+			fault.Network, fault.Conflict, fault.Unavailable, fault.Canceled),
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "ro", Usage: "mount read-only (every mount is, for now)"},
+			&cli.BoolFlag{Name: "rw", Usage: "mount writable (not there yet)"},
+			&cli.StringFlag{Name: "pull", Usage: "when to ask the registry: `missing`, always or never", Value: "missing"},
+			&cli.StringFlag{Name: "driver", Usage: "who serves the tree: `auto`, fuse or erofs", Value: "auto"},
+			&cli.BoolFlag{Name: "suid", Usage: "let set-uid and set-gid bits take effect"},
+			&cli.BoolFlag{Name: "dev", Usage: "let device nodes take effect"},
+			&cli.BoolFlag{Name: "nonempty", Usage: "mount over a directory that has entries"},
+			foregroundFlag(),
+		}, registryFlags()...),
+		Action: mountImage,
+	})
+}
+
+func foregroundFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "foreground", Aliases: []string{"f"}, Usage: "serve from this process until unmounted or interrupted, without a daemon"}
+}
+
+func layoutCommand() *cli.Command {
+	return command(cli.Command{
+		Name: "layout", ArgsUsage: "DIR",
+		Usage: "mount a view of the whole store, laid out as docker's aufs driver did",
+		Description: `
+Below DIR:
+  layers/CHAIN            text: the layer's ancestors, nearest first
+  diff/CHAIN/             the layer alone, deletions shown as .wh. files
+  mnt/CHAIN/              everything up to that layer
+  images/HOST/PATH:TAG/   images by name
+
+Example:
+  imgfs layout /mnt/store && ls /mnt/store/images/docker.io/library
+
+` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Denied, fault.Conflict, fault.Unavailable),
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "nonempty", Usage: "mount over a directory that has entries"},
+			foregroundFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			if err := argsBetween(c, 1, 1); err != nil {
+				return err
+			}
+			if err := checkDriver("fuse"); err != nil {
+				return err
+			}
+			target, err := checkTarget(c.Args().First(), c.Bool("nonempty"))
+			if err != nil {
+				return err
+			}
+			req := engineapi.MountRequest{Layout: true, Target: target, Driver: "fuse"}
+			return serveMount(c, req, quiet{})
+		},
+	})
+}
+
+func mountImage(c *cli.Context) error {
+	if err := argsBetween(c, 2, 2); err != nil {
+		return err
+	}
+	if c.Bool("rw") {
+		if c.Bool("ro") {
+			return fault.New(fault.Invalid, "--ro and --rw exclude each other")
+		}
+		return fault.WithHint(fault.New(fault.Invalid, "--rw: writable mounts come with a later version"), "mount with --ro")
+	}
+	if err := oneOf(c, "pull", "missing", "always", "never"); err != nil {
+		return err
+	}
+	if err := oneOf(c, "driver", "auto", "fuse", "erofs"); err != nil {
+		return err
+	}
+	show, err := newDisplay(c)
+	if err != nil {
+		return err
+	}
+	req := engineapi.MountRequest{
+		Driver:   c.String("driver"),
+		Platform: c.String("platform"),
+		Pull:     c.String("pull"),
+		Suid:     c.Bool("suid"),
+		Dev:      c.Bool("dev"),
+	}
+	if req.Driver == "auto" {
+		req.Driver = "fuse"
+	}
+	if req.Registry, err = registryOptions(c); err != nil {
+		return err
+	}
+	if req.Image, err = absoluteSource(c.Args().Get(0)); err != nil {
+		return err
+	}
+	// Before any network: a pull for a mount that cannot be made is wasted.
+	if err := checkDriver(req.Driver); err != nil {
+		return err
+	}
+	if req.Target, err = checkTarget(c.Args().Get(1), c.Bool("nonempty")); err != nil {
+		return err
+	}
+	return serveMount(c, req, show)
+}
+
+// serveMount has the store's daemon serve req, or with --foreground this
+// process.
+func serveMount(c *cli.Context, req engineapi.MountRequest, show display) error {
+	var err error
+	if req.MountNS, err = os.Readlink("/proc/self/ns/mnt"); err != nil {
+		return err
+	}
+	if req.UserNS, err = os.Readlink("/proc/self/ns/user"); err != nil {
+		return err
+	}
+	if c.Bool("foreground") {
+		return mountForeground(c, req, show)
+	}
+	client, err := connect(c)
+	if err != nil {
+		return err
+	}
+	_, err = mount(c.Context, client, req, show)
+	return err
+}
+
+// mount asks the daemon for the tree and mounts it. When it fails, nothing is
+// left mounted.
+func mount(ctx context.Context, client *engineapi.Client, req engineapi.MountRequest, show display) (engineapi.Mount, error) {
+	mounted := false
+	m, err := client.Mount(ctx, req, show.step, func(r engineapi.MountReady) (int, engineapi.MountReply, error) {
+		if err := ctx.Err(); err != nil {
+			return -1, engineapi.MountReply{}, err
+		}
+		flags := fs.MountFlags{Suid: req.Suid, Dev: req.Dev, NonEmpty: true} // checkTarget has looked
+		if req.Driver == "erofs" {
+			if err := fs.MountErofs(req.Target, r.Index, r.Devices, flags); err != nil {
+				return -1, engineapi.MountReply{}, err
+			}
+			mounted = true
+			m, err := mountAt(req.Target)
+			if err != nil {
+				return -1, engineapi.MountReply{}, err
+			}
+			return -1, engineapi.MountReply{Dev: m.Dev}, nil
+		}
+		fd, err := fs.Mount(req.Target, r.Source, flags)
+		if err != nil {
+			return -1, engineapi.MountReply{}, err
+		}
+		mounted = true
+		return fd, engineapi.MountReply{}, nil
+	})
+	show.end()
+	if err != nil && mounted {
+		// The tree is of no use to anybody: its server has given it up.
+		err = errors.Join(err, fs.Unmount(req.Target, true))
+	}
+	return m, err
+}
+
+// mountForeground runs the engine in this process until the mount goes or
+// the user interrupts.
+func mountForeground(c *cli.Context, req engineapi.MountRequest, show display) error {
+	paths, err := daemon.Locate(c.String("root"))
+	if err != nil {
+		return err
+	}
+	level, err := logLevel(c)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(c.Context)
+	defer stop()
+	serving, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- daemon.Run(ctx, daemon.Options{
+			Paths: paths, Idle: -1, Foreground: true,
+			Logger:  slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: max(level, slog.LevelWarn)})),
+			Serving: func() { close(serving) },
+		})
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-serving:
+	}
+	client := engineapi.New(paths.Socket)
+	defer client.Close()
+	m, err := mount(ctx, client, req, show)
+	if err == nil {
+		err = client.WaitGone(ctx, m.ID)
+		if c.Context.Err() != nil {
+			err = nil // interrupted: the way to end it
+		}
+	}
+	stop()
+	return firstOf(err, <-ended)
+}
+
+// checkDriver refuses a driver that this machine cannot have.
+func checkDriver(driver string) error {
+	if driver == "erofs" {
+		if !daemon.Privileged() {
+			return fault.WithHint(fault.New(fault.Denied, "--driver erofs: only root may have the kernel read an image"), "leave --driver out")
+		}
+		return nil
+	}
+	if _, err := os.Stat("/dev/fuse"); errors.Is(err, os.ErrNotExist) {
+		return fault.WithHint(fault.New(fault.Unavailable, "/dev/fuse: no such device"), "modprobe fuse; in a container: --device /dev/fuse")
+	}
+	return nil
+}
+
+// mountAt returns the topmost mount at exactly target, an absolute path free
+// of symlinks, in this process' mount namespace; an error of kind NotFound if
+// nothing is mounted there.
+func mountAt(target string) (fs.MountPoint, error) {
+	all, err := fs.Mounts()
+	if err != nil {
+		return fs.MountPoint{}, err
+	}
+	for _, m := range slices.Backward(all) {
+		if m.Target == target {
+			return m, nil
+		}
+	}
+	return fs.MountPoint{}, fault.New(fault.NotFound, "%s: not a mount point", target)
+}
+
+// checkTarget returns dir absolute and free of symlinks, or why nothing can
+// be mounted on it.
+func checkTarget(dir string, nonempty bool) (string, error) {
+	target, err := resolve(dir)
+	if err != nil {
+		return "", err
+	}
+	st, err := os.Stat(target)
+	switch {
+	case errors.Is(err, syscall.ENOTCONN):
+		return "", fault.WithHint(fault.New(fault.Conflict, "%s: the mount here has lost its server", dir), "imgfs umount %s", target)
+	case errors.Is(err, os.ErrNotExist):
+		return "", fault.WithHint(fault.New(fault.NotFound, "%s: no such directory", dir), "mkdir -p %s", quoted(dir))
+	case errors.Is(err, os.ErrPermission):
+		return "", fault.New(fault.Denied, "%s: permission denied", dir)
+	case err != nil:
+		return "", err
+	case !st.IsDir():
+		return "", fault.New(fault.Invalid, "%s: not a directory", dir)
+	}
+	if m, err := mountAt(target); err == nil && m.Imgfs() {
+		return "", fault.WithHint(fault.New(fault.Conflict, "%s: imgfs has mounted %s here already", dir, m.Source), "imgfs umount %s", quoted(dir))
+	}
+	if nonempty {
+		return target, nil
+	}
+	d, err := os.Open(target)
+	if err != nil {
+		return "", fault.New(fault.Denied, "%w", err)
+	}
+	defer d.Close()
+	if names, _ := d.Readdirnames(1); len(names) > 0 {
+		return "", fault.WithHint(fault.New(fault.Conflict, "%s: not empty", dir), "take an empty directory, or hide what is there with --nonempty")
+	}
+	return target, nil
+}
+
+// resolve returns dir absolute and free of symlinks. The last element is
+// taken as it is where it cannot be looked at, as below a dead mount.
+func resolve(dir string) (string, error) {
+	if dir == "" {
+		return "", fault.New(fault.Invalid, "empty directory name")
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(abs)
+	if err == nil {
+		return real, nil
+	}
+	parent, perr := filepath.EvalSymlinks(filepath.Dir(abs))
+	if perr != nil {
+		return abs, nil // what is wrong with it is for the caller to say
+	}
+	return filepath.Join(parent, filepath.Base(abs)), nil
+}
+
+// quoted returns a file name as a shell takes it.
+func quoted(name string) string {
+	special := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r))
+	}
+	if name != "" && strings.IndexFunc(name, special) < 0 {
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
+}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/imgfs/imgfs/fs"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+func umountCommand() *cli.Command {
+	return command(cli.Command{
+		Name: "umount", Aliases: []string{"unmount"}, ArgsUsage: "DIR|ID [DIR|ID...]",
+		Usage: "unmount what imgfs has mounted",
+		Description: `
+Takes mount points, or mount IDs as imgfs mounts shows them. umount(8) and
+fusermount3 -u do the same to a mount point. A mount that is in use is not
+unmounted unless --lazy is given: it then disappears at once and ends with
+its last user.
+
+Examples:
+  imgfs umount /mnt/x
+  imgfs umount -a
+
+` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Denied, fault.Conflict, fault.Unavailable),
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "unmount all mounts of the store"},
+			&cli.BoolFlag{Name: "lazy", Aliases: []string{"l"}, Usage: "detach now, even if in use"},
+		},
+		Action: umount,
+	})
+}
+
+func umount(c *cli.Context) error {
+	if c.Bool("all") {
+		if err := argsBetween(c, 0, 0); err != nil {
+			return err
+		}
+	} else if err := argsBetween(c, 1, -1); err != nil {
+		return err
+	}
+	client, known, err := knownMounts(c)
+	if err != nil {
+		return err
+	}
+	if c.Bool("all") {
+		var first error
+		for _, m := range known {
+			if err := report(c, unmountRecorded(c, client, m)); err != nil {
+				first = firstOf(first, err)
+			}
+		}
+		return first
+	}
+	var first error
+	for _, arg := range c.Args().Slice() {
+		if err := report(c, unmountArg(c, client, known, arg)); err != nil {
+			first = firstOf(first, err)
+		}
+	}
+	return first
+}
+
+// report prints err at once, so that the arguments after it are still done.
+func report(c *cli.Context, err error) error {
+	if err == nil || c.Context.Err() != nil {
+		return err
+	}
+	printError(c.App.ErrWriter, err)
+	return reported{err}
+}
+
+// idForm is the form of a mount's ID or its beginning.
+var idForm = regexp.MustCompile(`^[0-9a-f]{4,12}$`)
+
+// knownMounts returns the daemon's mounts. A daemon that does not run is
+// started only where its records are needed, for -a and for IDs: to unmount a
+// directory it must not come first and mount the tree again.
+func knownMounts(c *cli.Context) (*engineapi.Client, []engineapi.Mount, error) {
+	need := c.Bool("all")
+	for _, arg := range c.Args().Slice() {
+		if _, err := os.Lstat(arg); idForm.MatchString(arg) && errors.Is(err, os.ErrNotExist) {
+			need = true
+		}
+	}
+	get := dial
+	if need {
+		get = connect
+	}
+	client, err := get(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := client.Mounts(c.Context)
+	if err != nil && !need && !errors.Is(err, context.Canceled) {
+		// Whatever ails the daemon, unmounting is a matter of the kernel.
+		return nil, nil, nil
+	}
+	return client, list, err
+}
+
+// unmountArg unmounts the mount that arg, a directory or an ID, names.
+func unmountArg(c *cli.Context, client *engineapi.Client, known []engineapi.Mount, arg string) error {
+	target, err := resolve(arg)
+	if err != nil {
+		return err
+	}
+	for _, m := range known {
+		if m.Target == target {
+			return unmountRecorded(c, client, m)
+		}
+	}
+	if m, err := mountAt(target); err == nil {
+		if !m.Imgfs() {
+			return fault.WithHint(fault.New(fault.NotFound, "%s: not a mount of imgfs but of type %s", arg, m.Type), "umount %s", quoted(arg))
+		}
+		return fs.Unmount(target, c.Bool("lazy"))
+	}
+	if idForm.MatchString(arg) {
+		var found []engineapi.Mount
+		for _, m := range known {
+			if strings.HasPrefix(m.ID, arg) {
+				found = append(found, m)
+			}
+		}
+		switch len(found) {
+		case 1:
+			return unmountRecorded(c, client, found[0])
+		case 0:
+		default:
+			return fault.WithHint(fault.New(fault.Conflict, "%s: several mounts have an ID like this", arg), "see imgfs mounts")
+		}
+	}
+	return fault.WithHint(fault.New(fault.NotFound, "%s: not mounted by imgfs", arg), "see imgfs mounts")
+}
+
+// unmountRecorded unmounts a mount that the daemon knows and waits until it
+// has forgotten it.
+func unmountRecorded(c *cli.Context, client *engineapi.Client, m engineapi.Mount) error {
+	here, err := mountAt(m.Target)
+	if err != nil || !here.Imgfs() && here.Type != m.Driver {
+		return fault.WithHint(fault.New(fault.NotFound, "%s: mounted in another mount namespace", m.Target), "unmount it where it was mounted")
+	}
+	if err := fs.Unmount(m.Target, c.Bool("lazy")); err != nil {
+		return err
+	}
+	if c.Bool("lazy") {
+		return nil // its users decide when it ends
+	}
+	err = client.WaitGone(c.Context, m.ID)
+	if errors.Is(err, engineapi.ErrNoDaemon) {
+		return nil // killed meanwhile; the next one finds the mount gone
+	}
+	return err
+}
