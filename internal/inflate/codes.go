@@ -108,8 +108,11 @@ loop:
 		case d >= 8:
 			// By eights, beyond the end: each load lies wholly behind the
 			// store, and what is written too far is written again.
-			for i := 0; i < length; i += 8 {
-				binary.LittleEndian.PutUint64(out[wr+i:], binary.LittleEndian.Uint64(out[src+i:]))
+			from, to := out[src:], out[wr:wr+slack-3]
+			binary.LittleEndian.PutUint64(to, binary.LittleEndian.Uint64(from))
+			binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(from[8:]))
+			for i := 16; i < length; i += 8 {
+				binary.LittleEndian.PutUint64(to[i:], binary.LittleEndian.Uint64(from[i:]))
 			}
 		case d == 1:
 			v := uint64(out[src]) * 0x0101010101010101
