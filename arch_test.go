@@ -56,7 +56,7 @@ var modules = map[string][]string{
 	"github.com/docker/go-units":             {"cmd/imgfs"},
 	"golang.org/x/term":                      {"cmd/imgfs"},
 	"github.com/dgraph-io/badger/v4":         {"internal/metadb", "imagedb", "layerdb", "internal/daemon"},
-	"github.com/distribution/reference":      {"fetch"},
+	"github.com/distribution/reference":      {"fetch", "imagedb"},
 	"github.com/google/go-containerregistry": {"fetch", "internal/imgtest", "internal/demo", "internal/bench"},
 	"github.com/pelletier/go-toml/v2":        {"fetch"},
 	"github.com/rogpeppe/go-internal":        {"internal/imgtest"},

@@ -1,0 +1,261 @@
+package layerdb
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
+)
+
+// Report says what a GC removed.
+type Report struct {
+	Layers    []id.DiffID
+	Chains    []id.ChainID
+	Reclaimed int64 // bytes that were allocated on disk
+}
+
+// Retain makes owner hold diffs, lowest first, in place of what it held. The
+// layers need not be stored yet: a pull retains, then calls Ensure, so that
+// nothing collects its layers in between. The record is synced.
+func (s *Store) Retain(owner string, diffs []id.DiffID) error {
+	if owner == "" {
+		return fault.New(fault.Invalid, "layers: owner has no name")
+	}
+	for _, d := range diffs {
+		if _, err := id.ParseDiffID(string(d)); err != nil {
+			return fault.New(fault.Invalid, "layers of %s: %w", owner, err)
+		}
+	}
+	s.mu.Lock()
+	held, ok := s.owners[owner]
+	s.mu.Unlock()
+	if ok && slices.Equal(held, diffs) {
+		return nil
+	}
+	v, err := json.Marshal(slices.Clone(diffs))
+	if err != nil {
+		return err
+	}
+	// In memory first: a GC that runs meanwhile must see it. If the record
+	// cannot be written, the layers are held until the daemon ends.
+	s.mu.Lock()
+	s.owners[owner] = slices.Clone(diffs)
+	s.mu.Unlock()
+	return s.update(map[string][]byte{ownerKey + owner: v})
+}
+
+// Release ends what owner holds, removes the layers that were the last owner's
+// and no open chain uses, and the indexes of chains that nobody can need
+// because of it. It returns the layers removed. An owner that holds nothing is
+// no error.
+func (s *Store) Release(owner string) (freed []id.DiffID, err error) {
+	s.mu.Lock()
+	held, ok := s.owners[owner]
+	s.mu.Unlock()
+	if !ok {
+		return nil, nil
+	}
+	if err := s.update(map[string][]byte{ownerKey + owner: nil}); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	delete(s.owners, owner)
+	s.mu.Unlock()
+	r, err := s.remove(func(d id.DiffID) bool { return slices.Contains(held, d) }, s.prefixes(held))
+	return r.Layers, err
+}
+
+// Owners returns the names of all owners whose name begins with prefix, sorted.
+func (s *Store) Owners(prefix string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []string
+	for o := range s.owners {
+		if strings.HasPrefix(o, prefix) {
+			list = append(list, o)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// GC removes every layer without an owner that no open chain uses, damaged
+// layers, the indexes of all chains that are neither open nor an owner's, and
+// leftovers in tmp/.
+func (s *Store) GC(ctx context.Context) (Report, error) {
+	if err := ctx.Err(); err != nil {
+		return Report{}, err
+	}
+	chains, err := s.storedChains()
+	if err != nil {
+		return Report{}, fmt.Errorf("layer store: %w", err)
+	}
+	r, err := s.remove(func(id.DiffID) bool { return true }, chains)
+	if err != nil {
+		return r, err
+	}
+	names, err := readNames(filepath.Join(s.dir, "tmp"))
+	if err != nil {
+		return r, fmt.Errorf("layer store: %w", err)
+	}
+	for _, n := range names {
+		s.mu.Lock()
+		used := s.tmp[n]
+		s.mu.Unlock()
+		if used {
+			continue
+		}
+		path := filepath.Join(s.dir, "tmp", n)
+		bytes, err := diskUsage(path)
+		if err == nil {
+			err = os.RemoveAll(path)
+		}
+		if err != nil {
+			return r, fmt.Errorf("layer store: %w", err)
+		}
+		r.Reclaimed += bytes
+	}
+	return r, nil
+}
+
+// prefixes returns the chains that diffs goes through.
+func (s *Store) prefixes(diffs []id.DiffID) []id.ChainID {
+	list := make([]id.ChainID, 0, len(diffs))
+	var c id.ChainID
+	for _, d := range diffs {
+		c = c.Append(d)
+		list = append(list, c)
+	}
+	return list
+}
+
+// storedChains lists chains/.
+func (s *Store) storedChains() ([]id.ChainID, error) {
+	names, err := readNames(filepath.Join(s.dir, "chains"))
+	if err != nil {
+		return nil, err
+	}
+	var list []id.ChainID
+	for _, n := range names {
+		if c, err := id.ParseChainID("sha256:" + n); err == nil {
+			list = append(list, c)
+		} else if n == emptyChain {
+			list = append(list, "")
+		}
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
+// remove removes the layers that may go and are not needed, and those of
+// chains that are not needed. A chain is needed while it is open or exactly
+// what an owner holds.
+func (s *Store) remove(may func(id.DiffID) bool, chains []id.ChainID) (Report, error) {
+	var r Report
+	var graves []func() int64
+	var firstErr error
+	bury := func(path string) bool {
+		_, err := os.Lstat(path)
+		if err == nil {
+			var grave func() int64
+			grave, err = s.buryLocked(path)
+			graves = append(graves, grave)
+		}
+		if err != nil && !os.IsNotExist(err) && firstErr == nil {
+			firstErr = fmt.Errorf("layer store: %w", err)
+		}
+		return err == nil
+	}
+	changes := map[string][]byte{}
+
+	s.mu.Lock()
+	owned := s.countLocked()
+	needed := map[id.ChainID]bool{}
+	for _, diffs := range s.owners {
+		needed[id.Chain(diffs)] = true
+	}
+	for c := range s.chains {
+		needed[c] = true
+	}
+	for _, c := range chains {
+		if needed[c] {
+			continue
+		}
+		if bury(filepath.Dir(s.chainIndex(c))) {
+			r.Chains = append(r.Chains, c)
+		}
+	}
+	for d, l := range s.layers {
+		if !may(d) || l.users > 0 || s.flights[d] != nil || owned[d] > 0 && l.info.Damage == "" {
+			continue
+		}
+		if bury(s.layerDir(d)) || l.info.Damage != "" {
+			r.Layers = append(r.Layers, d)
+			delete(s.layers, d)
+			changes[layerKey+d.Hex()] = nil
+		}
+	}
+	for b, d := range s.blobs {
+		if s.layers[d] == nil {
+			delete(s.blobs, b)
+			changes[blobKey+b.Hex()] = nil
+		}
+	}
+	s.mu.Unlock()
+
+	for _, g := range graves {
+		r.Reclaimed += g()
+	}
+	slices.Sort(r.Layers)
+	slices.Sort(r.Chains)
+	if len(changes) > 0 {
+		if err := s.update(changes); err != nil && firstErr == nil {
+			firstErr = err
+		}
+	}
+	return r, firstErr
+}
+
+// countLocked returns the number of owners of each layer.
+//
+// Preconditions: s.mu is held.
+func (s *Store) countLocked() map[id.DiffID]int {
+	count := map[id.DiffID]int{}
+	for _, diffs := range s.owners {
+		seen := map[id.DiffID]bool{}
+		for _, d := range diffs {
+			if !seen[d] {
+				seen[d] = true
+				count[d]++
+			}
+		}
+	}
+	return count
+}
+
+// digestOf reads r to its end.
+func digestOf(ctx context.Context, r io.Reader) (id.DiffID, error) {
+	sum := sha256.New()
+	b := make([]byte, outBuffer)
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		n, err := r.Read(b)
+		sum.Write(b[:n])
+		if err == io.EOF {
+			return id.DiffIDFrom([sha256.Size]byte(sum.Sum(nil))), nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+}
