@@ -51,7 +51,9 @@ func (readOnly) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint32, f
 	return 0, fuse.EROFS
 }
 
-// Open and OpenDir: no handles, and the kernel's caches stay.
+// Open, OpenDir, Flush: no handles, nothing to flush, and the kernel's caches
+// stay. Flush would be a request per close(2).
+func (readOnly) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status              { return fuse.ENOSYS }
 func (readOnly) Open(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
 func (readOnly) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
 	return fuse.ENOSYS
