@@ -1,0 +1,234 @@
+package fetch
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+// authorizer gets the Authorization header for one endpoint. Tokens live here
+// and nowhere else; what they are made from is looked up each time.
+type authorizer struct {
+	host     string // of the endpoint
+	insecure bool   // plain http allowed to this host
+	lookup   func(ctx context.Context, repository string) (credentials, error)
+	client   *http.Client
+
+	busy chan struct{} // holds one element while somebody asks for a token
+
+	mu     sync.Mutex
+	known  challenge        // the last one seen; zero = none yet
+	grants map[string]grant // by repository
+}
+
+// grant is a header and until when it is used without asking.
+type grant struct {
+	header string
+	until  time.Time // zero = until refused
+}
+
+const (
+	defaultLife = 60 * time.Second // of a token that does not say, by the spec
+	maxToken    = 1 << 20          // bytes of a token server's answer
+)
+
+func newAuthorizer(host string, insecure bool, client *http.Client, lookup func(context.Context, string) (credentials, error)) *authorizer {
+	return &authorizer{host: host, insecure: insecure, lookup: lookup, client: client,
+		busy: make(chan struct{}, 1), grants: map[string]grant{}}
+}
+
+// header returns the header to send at once: "" if none is known. A token at
+// two thirds of its life is replaced first; failing to is no failure, the
+// registry's next 401 will tell.
+func (a *authorizer) header(ctx context.Context, repository string) string {
+	a.mu.Lock()
+	g, ok := a.grants[repository]
+	ch := a.known
+	a.mu.Unlock()
+	if !ok || g.until.IsZero() || time.Now().Before(g.until) {
+		return g.header
+	}
+	if h, err := a.renew(ctx, repository, g.header, ch); err == nil {
+		return h
+	}
+	return g.header
+}
+
+// refused takes a 401 (or a 400 that means it) and returns the header to try
+// instead of sent.
+func (a *authorizer) refused(ctx context.Context, resp *http.Response, repository, sent string) (string, error) {
+	a.mu.Lock()
+	for _, c := range parseChallenges(resp.Header.Values("WWW-Authenticate")) {
+		if c.scheme == "bearer" && c.params["realm"] != "" || c.scheme == "basic" {
+			a.known = c
+			break
+		}
+	}
+	ch := a.known
+	a.mu.Unlock()
+	if ch.scheme == "" {
+		return "", newStatusError(resp)
+	}
+	return a.renew(ctx, repository, sent, ch)
+}
+
+// renew makes a new grant, unless another request made one since sent was
+// sent.
+func (a *authorizer) renew(ctx context.Context, repository, sent string, ch challenge) (string, error) {
+	select {
+	case a.busy <- struct{}{}:
+		defer func() { <-a.busy }()
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	a.mu.Lock()
+	g := a.grants[repository]
+	a.mu.Unlock()
+	if g.header != sent && g.header != "" {
+		return g.header, nil
+	}
+	c, err := a.lookup(ctx, repository)
+	if err != nil {
+		return "", err
+	}
+	g, err = a.grant(ctx, repository, c, ch)
+	if err != nil {
+		return "", err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.grants[repository] = g
+	return g.header, nil
+}
+
+func (a *authorizer) grant(ctx context.Context, repository string, c credentials, ch challenge) (grant, error) {
+	switch {
+	case c.bearer != "":
+		return grant{header: "Bearer " + c.bearer}, nil
+	case ch.scheme == "basic" && c.username == "":
+		return grant{}, &statusError{method: "GET", url: a.host, host: a.host, status: http.StatusUnauthorized, detail: "no credentials"}
+	case ch.scheme == "basic":
+		return grant{header: basic(c)}, nil
+	}
+	token, life, err := a.exchange(ctx, repository, c, ch)
+	if err != nil {
+		return grant{}, err
+	}
+	return grant{header: "Bearer " + token, until: time.Now().Add(life * 2 / 3)}, nil
+}
+
+func basic(c credentials) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.username+":"+c.password))
+}
+
+// exchange asks the token server named by ch for a token to pull repository.
+// An identity token goes by POST as OAuth2 wants it, and by GET where the
+// server does not know that.
+func (a *authorizer) exchange(ctx context.Context, repository string, c credentials, ch challenge) (string, time.Duration, error) {
+	realm, err := a.realm(ch.params["realm"])
+	if err != nil {
+		return "", 0, err
+	}
+	scope := firstOf(ch.params["scope"], "repository:"+repository+":pull")
+	var resp *http.Response
+	if c.identity != "" {
+		form := url.Values{"grant_type": {"refresh_token"}, "client_id": {"imgfs"}, "scope": {scope}, "refresh_token": {c.identity}}
+		if s := ch.params["service"]; s != "" {
+			form.Set("service", s)
+		}
+		resp, err = a.ask(ctx, http.MethodPost, realm, strings.NewReader(form.Encode()), credentials{})
+		if err == nil && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusMethodNotAllowed) {
+			resp.Body.Close()
+			resp, err = nil, nil
+			c = credentials{username: "<token>", password: c.identity}
+		}
+	}
+	if resp == nil && err == nil {
+		q := realm.Query()
+		q.Set("scope", scope)
+		if s := ch.params["service"]; s != "" {
+			q.Set("service", s)
+		}
+		if c.username != "" {
+			q.Set("account", c.username)
+		}
+		u := *realm
+		u.RawQuery = q.Encode()
+		resp, err = a.ask(ctx, http.MethodGet, &u, nil, c)
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("token server %s: %w", realm.Host, plainError(err))
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", 0, newStatusError(resp)
+	}
+	defer resp.Body.Close()
+	var t struct {
+		Token       string `json:"token"`
+		AccessToken string `json:"access_token"`
+		ExpiresIn   int    `json:"expires_in"`
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxToken)).Decode(&t); err != nil {
+		return "", 0, fmt.Errorf("token server %s: answer is not valid JSON", realm.Host)
+	}
+	token := firstOf(t.Token, t.AccessToken)
+	if token == "" {
+		return "", 0, fmt.Errorf("token server %s: answer holds no token", realm.Host)
+	}
+	life := time.Duration(t.ExpiresIn) * time.Second
+	if t.ExpiresIn <= 0 || t.ExpiresIn > 365*24*3600 {
+		life = defaultLife
+	}
+	return token, life, nil
+}
+
+func (a *authorizer) ask(ctx context.Context, method string, u *url.URL, body io.Reader, c credentials) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, errors.New("malformed URL")
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	if c.username != "" {
+		req.Header.Set("Authorization", basic(c))
+	}
+	return a.client.Do(req)
+}
+
+// realm checks where a registry sends our credentials: over TLS, or plainly
+// to where plain http is allowed anyway; and not to an address of a private
+// or link-local network, unless the registry itself is at such an address.
+func (a *authorizer) realm(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.User != nil {
+		return nil, fault.New(fault.Network, "registry %s: its token server's URL is malformed", a.host)
+	}
+	switch {
+	case u.Scheme == "https":
+	case u.Scheme == "http" && (isLoopback(u.Host) || a.insecure):
+	default:
+		return nil, fault.WithHint(fault.New(fault.Denied, "registry %s: wants credentials sent to %s, which is not https", a.host, redact(u)),
+			"if you trust the network, add --insecure")
+	}
+	if ip := net.ParseIP(u.Hostname()); ip != nil && u.Hostname() != hostname(a.host) {
+		inner := ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified()
+		own := net.ParseIP(hostname(a.host))
+		ownInner := isLoopback(a.host) || own != nil && own.IsPrivate()
+		if inner && (!ownInner || ip.IsLinkLocalUnicast()) {
+			return nil, fault.New(fault.Denied, "registry %s: wants credentials sent to the private address %s", a.host, u.Hostname())
+		}
+	}
+	return u, nil
+}

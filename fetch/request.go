@@ -1,0 +1,240 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// request is one thing wanted from an endpoint.
+type request struct {
+	method     string
+	repository string
+	what       string // "manifests/14.04", "blobs/sha256:…"
+	header     http.Header
+	// patient keeps trying where nobody answers at all: for what was under
+	// way already.
+	patient bool
+}
+
+// do sends r until it is answered: any 2xx comes back with its body open, all
+// else is an error, a *statusError where a server answered. It waits, retries
+// and renews tokens by the rules of the package.
+func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
+	renewed := false
+	header := e.auth.header(ctx, r.repository)
+	for try := 0; ; try++ {
+		if err := e.state.wait(ctx, e.host, e.c.opts.MaxWait); err != nil {
+			return nil, err
+		}
+		resp, err := e.once(ctx, r, header)
+		if err == nil {
+			if resp.StatusCode/100 == 2 {
+				return resp, nil
+			}
+			wait, asked := retryAfter(resp.Header, time.Now())
+			if asked && (resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable) {
+				e.state.deferTo(time.Now().Add(wait))
+			}
+			mine := resp.Request.URL.Host == e.host
+			// A token can turn stale at any time; ECR says 400 then. Once
+			// per request it is worth asking for another.
+			stale := resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest && header != ""
+			if mine && stale && !renewed {
+				renewed = true
+				status := resp.StatusCode
+				fresh, aerr := e.auth.refused(ctx, resp, r.repository, header)
+				drain(resp)
+				if aerr == nil && fresh != header {
+					header = fresh
+					try--
+					continue
+				}
+				if aerr == nil || status == http.StatusBadRequest {
+					aerr = &statusError{method: r.method, url: redact(resp.Request.URL), host: e.host, status: status}
+				}
+				return nil, aerr
+			}
+			serr := newStatusError(resp)
+			err = serr
+			// A signed link that has run out: the registry gives a new one.
+			expired := !mine && (serr.status == 400 || serr.status == 401 || serr.status == 403 || serr.status == 410)
+			if !expired && !retryStatus(serr.status) {
+				return nil, err
+			}
+			if expired && try > 0 {
+				return nil, err
+			}
+		} else if !transient(err) && !(r.patient && errors.Is(err, syscall.ECONNREFUSED)) {
+			return nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if try >= max(0, e.c.opts.MaxRetry) {
+			return nil, err
+		}
+		e.c.opts.Logger.Debug("request again", "host", e.host, "what", r.what, "err", plainError(err))
+		if err := e.c.backoff(ctx, try); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// drain reads a little of a body that nobody wants, so that the connection
+// can be used again, and closes it.
+func drain(resp *http.Response) {
+	io.CopyN(io.Discard, resp.Body, maxErrorBody)
+	resp.Body.Close()
+}
+
+// once sends r a single time, by TLS; where plain http is allowed and TLS is
+// not spoken, plainly.
+func (e *endpoint) once(ctx context.Context, r request, auth string) (*http.Response, error) {
+	scheme := e.scheme
+	if scheme == "" {
+		scheme = "https"
+		if e.state.isPlain() {
+			scheme = "http"
+		}
+	}
+	resp, err := e.send(ctx, r, auth, scheme)
+	if scheme == "https" {
+		if err == nil || spokeTLS(err) {
+			e.state.sawTLS()
+		} else if e.scheme == "" && ctx.Err() == nil && e.state.mayBePlain() {
+			var perr error
+			if resp, perr = e.send(ctx, r, auth, "http"); perr != nil {
+				return nil, perr
+			}
+			e.state.sawPlain()
+			return resp, nil
+		}
+	}
+	return resp, err
+}
+
+func (e *endpoint) send(ctx context.Context, r request, auth, scheme string) (*http.Response, error) {
+	u := &url.URL{Scheme: scheme, Host: e.host, Path: e.path + "/" + r.repository + "/" + r.what}
+	if e.ns != "" {
+		u.RawQuery = url.Values{"ns": {e.ns}}.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range e.header {
+		req.Header[k] = v
+	}
+	for k, v := range r.header {
+		req.Header[k] = v
+	}
+	if auth != "" {
+		req.Header.Set("Authorization", auth)
+	}
+	return e.client.Do(req)
+}
+
+func (h *host) isPlain() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.plain
+}
+
+func (h *host) mayBePlain() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.tls
+}
+
+func (h *host) sawTLS() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.tls = true
+}
+
+func (h *host) sawPlain() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.plain = !h.tls
+}
+
+func (h *host) ranges() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.noRange
+}
+
+func (h *host) sawNoRange() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.noRange = true
+}
+
+// deferTo keeps every request away from the host until t.
+func (h *host) deferTo(t time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if t.After(h.notUntil) {
+		h.notUntil = t
+	}
+}
+
+// wait returns when the host wants to hear from us again, or with an error if
+// that is longer than limit away.
+func (h *host) wait(ctx context.Context, name string, limit time.Duration) error {
+	for {
+		h.mu.Lock()
+		d := time.Until(h.notUntil)
+		h.mu.Unlock()
+		if d <= 0 {
+			return ctx.Err()
+		}
+		if d > limit {
+			return tooLong(name, d)
+		}
+		if err := after(ctx, d); err != nil {
+			return err
+		}
+	}
+}
+
+// backoff waits before try number try+1: doubling, at most 30 s, with half of
+// it left to chance so that many clients spread.
+func (c *Client) backoff(ctx context.Context, try int) error {
+	d := min(c.opts.Backoff<<min(try, 10), 30*time.Second)
+	return after(ctx, d/2+rand.N(d/2+1))
+}
+
+func after(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// retryAfter reads Retry-After: seconds or a date.
+func retryAfter(h http.Header, now time.Time) (time.Duration, bool) {
+	s := strings.TrimSpace(h.Get("Retry-After"))
+	if s == "" {
+		return 0, false
+	}
+	if n, err := strconv.ParseInt(s, 10, 32); err == nil {
+		return time.Duration(max(n, 0)) * time.Second, true
+	}
+	if t, err := http.ParseTime(s); err == nil {
+		return max(0, t.Sub(now)), true
+	}
+	return 0, false
+}
