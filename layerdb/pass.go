@@ -8,7 +8,6 @@ import (
 	"io"
 	"sync/atomic"
 
-	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/layertar"
@@ -199,7 +198,7 @@ func (p *stages) inflate() error {
 	defer cpu.release()
 	r, w := &ringReader{p: p, cpu: cpu}, &ringWriter{p: p, cpu: cpu}
 	var err error
-	if p.kind, err = inflate(w, r); err == nil {
+	if p.kind, err = uncompress(w, r); err == nil {
 		err = w.flush()
 	}
 	for {
@@ -312,6 +311,31 @@ func (w *ringWriter) Write(p []byte) (int, error) {
 	return total, nil
 }
 
+// ReadFrom fills the ring from r directly.
+func (w *ringWriter) ReadFrom(r io.Reader) (total int64, err error) {
+	for {
+		if w.b == nil {
+			if w.b, err = w.cpu.take(w.p.out.free); err != nil {
+				return total, err
+			}
+		}
+		n, rerr := r.Read(w.b[w.n:])
+		w.n += n
+		total += int64(n)
+		if w.n == len(w.b) {
+			if err := w.flush(); err != nil {
+				return total, err
+			}
+		}
+		if rerr == io.EOF {
+			return total, nil
+		}
+		if rerr != nil {
+			return total, rerr
+		}
+	}
+}
+
 // flush hands over what there is.
 func (w *ringWriter) flush() error {
 	if w.p.giveUp.Load() {
@@ -340,21 +364,8 @@ func (w *walk) take(b []byte) error {
 	if err := w.data.write(b); err != nil {
 		return err
 	}
-	if _, err := w.x.Write(b); err != nil {
-		return tarError(err)
-	}
-	return nil
-}
-
-// tarError gives an error of the tar walk a kind, if it has none.
-func tarError(err error) error {
-	switch {
-	case fault.KindOf(err) != fault.Failed:
-		return err
-	case errors.Is(err, erofs.ErrLimit):
-		return fault.New(fault.Invalid, "tar: %w", err)
-	}
-	return fault.New(fault.Integrity, "tar: %w", err)
+	_, err := w.x.Write(b)
+	return err
 }
 
 // layerError names the layer in front of what befell it.

@@ -59,10 +59,8 @@ func (s *Store) passTo(ctx context.Context, spec Spec, f *flight) error {
 	var sum layertar.Summary
 	info.IndexSize, err = writeFile(filepath.Join(dir, "index"), func(out io.Writer) error {
 		var err error
-		if sum, err = w.x.Finish(out, spec.DiffID.Hex()); err != nil {
-			return tarError(err)
-		}
-		return nil
+		sum, err = w.x.Finish(out, spec.DiffID.Hex())
+		return err
 	})
 	if err != nil {
 		return err

@@ -325,7 +325,7 @@ func (s *Store) inspect(i LayerInfo) error {
 
 // Labels of the indexes: what they are and in which version of their form.
 const (
-	layerLabel = "imgfs.layer.1"
+	layerLabel = layertar.Label
 	chainLabel = "imgfs.chain.1"
 )
 

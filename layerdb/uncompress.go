@@ -7,17 +7,11 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/inflate"
 )
-
-// feed is the size of the buffer that a decompressor reads from. Klauspost's
-// inflater looks into a *bufio.Reader directly; with one this large it is as
-// fast as on a *bytes.Reader, while its path for any other reader, which asks
-// byte by byte, is a tenth slower.
-const feed = 256 << 10
 
 // maxWindow is the largest zstd window accepted, the limit of zstd(1) itself
 // (--long=27): a frame header may ask for terabytes.
@@ -72,12 +66,12 @@ const peek = 512
 
 func isTar(head []byte) bool { return len(head) >= 262 && string(head[257:262]) == "ustar" }
 
-// inflate writes the uncompressed stream to w. It returns how the blob was
+// uncompress writes the uncompressed stream to w. It returns how the blob was
 // compressed. Bytes behind the last gzip member are left unread: gzip(1)
 // ignores them, containerd does so or not depending on which program unpacks
 // for it, and what was read is proven by the diffID either way.
-func inflate(w io.Writer, r io.Reader) (compression, error) {
-	br := bufio.NewReaderSize(r, feed)
+func uncompress(w io.Writer, r io.Reader) (compression, error) {
+	br := bufio.NewReader(r)
 	head, err := br.Peek(peek)
 	if err != nil && err != io.EOF {
 		return "", err
@@ -88,7 +82,7 @@ func inflate(w io.Writer, r io.Reader) (compression, error) {
 	}
 	switch c {
 	case gzipped:
-		err = gunzip(w, br)
+		_, err = inflate.NewReader(br).WriteTo(w)
 	case zstandard:
 		err = unzstd(w, br)
 	default:
@@ -98,29 +92,6 @@ func inflate(w io.Writer, r io.Reader) (compression, error) {
 		return c, fmt.Errorf("%s: %w", c, err)
 	}
 	return c, nil
-}
-
-// gunzip inflates every member of a gzip stream.
-func gunzip(w io.Writer, br *bufio.Reader) error {
-	z, err := gzip.NewReader(br)
-	for err == nil {
-		z.Multistream(false)
-		if _, err = z.WriteTo(w); err != nil {
-			break
-		}
-		head, perr := br.Peek(2)
-		if perr != nil && perr != io.EOF {
-			return perr
-		}
-		if !bytes.HasPrefix(head, gzipMagic) {
-			return nil
-		}
-		err = z.Reset(br)
-	}
-	if err == io.EOF { // within a header
-		err = io.ErrUnexpectedEOF
-	}
-	return err
 }
 
 // unzstd decodes every frame of a zstd stream and skips the skippable ones.
