@@ -9,17 +9,19 @@
 //   - The runtime directory, mode 0700, holds the socket and, beside it, the
 //     start lock SOCKET.start, held by whoever is starting a daemon until
 //     that one is ready. Others wait on it and find the daemon there.
-//   - A record is what the store remembers of a live mount, one synced file
-//     STORE/mounts/<id>.json. It is written after the tree is served and
+//   - A record is what the store remembers of a live mount, a synced
+//     record in Badger. It is written after the tree is served and
 //     before the CLI is told so; it goes when the tree is unmounted. Records
 //     that a daemon finds at its start are reconciled (reconcile.go).
-//   - An owner retains layers: "image:<id>" while the image exists,
-//     "mount:<id>" while a mount does.
+//   - An owner retains layers: "image:<id>" while the image exists, "pull:<id>"
+//     while one is on its way. A mount holds its chain open, which does the
+//     same; after a crash the chains of recorded mounts are opened again
+//     before anything can be removed.
 //
-// Invariants: no mount is announced before it is recorded; layers of a
-// recorded mount are retained; the daemon exits by itself only when it has no
-// mount and no connection with a request (idle.go).
+// Invariants: no mount is announced before it is recorded; the daemon exits by
+// itself only when it has no mount and no connection with a request (idle.go);
+// nothing of a pull waits for the client that watches it.
 //
-// Lock order: Engine.mu before nothing: no call into another package is made
-// under it.
+// Lock order: engine.names, then engine.mu. No call into another package is
+// made under engine.mu; under engine.names only short ones on the database.
 package daemon

@@ -195,10 +195,9 @@ func (p Paths) makeRoot() error {
 	return nil
 }
 
-// lockFile, logFile and mountsDir are inside the state directory.
-func (p Paths) lockFile() string  { return filepath.Join(p.Root, "lock") }
-func (p Paths) logFile() string   { return filepath.Join(p.Root, "daemon.log") }
-func (p Paths) mountsDir() string { return filepath.Join(p.Root, "mounts") }
+// lockFile and logFile are inside the state directory.
+func (p Paths) lockFile() string { return filepath.Join(p.Root, "lock") }
+func (p Paths) logFile() string  { return filepath.Join(p.Root, "daemon.log") }
 
 // startLock is beside the socket.
 func (p Paths) startLock() string { return p.Socket + ".start" }

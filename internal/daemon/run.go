@@ -3,8 +3,17 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
 	"time"
+
+	"github.com/imgfs/imgfs/internal/engineapi"
 )
 
 // Options say how a daemon runs. The zero value serves the default store.
@@ -19,12 +28,167 @@ type Options struct {
 	// otherwise they are left for the next daemon, which mounts them again.
 	Foreground bool
 	Logger     *slog.Logger // nil: the log file of the store
+	Level      slog.Level   // of the log file
 	// Serving, if not nil, is called once the socket answers.
 	Serving func()
 }
 
+const (
+	defaultIdle = time.Minute
+	// leaveTimeout bounds the wait for requests in progress, once cancelled.
+	leaveTimeout = 10 * time.Second
+	// lockTimeout bounds the wait of a spawned daemon for one that is leaving.
+	lockTimeout = 30 * time.Second
+	// gcPercent keeps the heap of a daemon that mostly maps files near what
+	// is live; a pull's garbage is short-lived and large.
+	gcPercent = 50
+)
+
 // Run serves a store until ctx ends, SIGTERM or SIGINT comes, a client asks
 // it to stop, or it has been idle. It returns nil for all of these.
 func Run(ctx context.Context, o Options) error {
-	return errors.New("daemon: not there yet")
+	var ready *os.File
+	if o.Spawned {
+		syscall.CloseOnExec(readyFD)
+		ready = os.NewFile(readyFD, "ready")
+	}
+	err := run(ctx, o, func() {
+		tellReady(ready, nil)
+		ready = nil
+	})
+	tellReady(ready, err)
+	return err
+}
+
+// run is Run; serving is called once the socket answers.
+func run(ctx context.Context, o Options, serving func()) (err error) {
+	ctx, stopSignals := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stopSignals()
+	p := o.Paths
+	if p.Root == "" {
+		if p, err = Locate(""); err != nil {
+			return err
+		}
+	}
+	if err := p.makeRoot(); err != nil {
+		return err
+	}
+	if err := p.makeRuntime(); err != nil {
+		return err
+	}
+	unlock, err := p.lock(ctx, o.Spawned)
+	if err != nil {
+		return err
+	}
+	defer unlock.store()
+	defer unlock.start()
+
+	log := o.Logger
+	if log == nil {
+		f, err := openLog(p.logFile(), o.Spawned)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		log = slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: o.Level}))
+	}
+	debug.SetGCPercent(gcPercent)
+
+	idle := o.Idle
+	if idle == 0 {
+		idle = defaultIdle
+	}
+	act := newActivity(idle)
+	defer act.stop()
+	e, err := openEngine(p, act, log)
+	if err != nil {
+		return err
+	}
+	defer close(e.gone)
+	defer unlock.store() // before gone
+	keep := !o.Foreground
+	defer func() { err = errors.Join(err, e.close(keep)) }()
+	e.reconcile(ctx)
+
+	l, err := listen(p, act, log)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	requests, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancelRequests()
+	srv := engineapi.NewServer(e, log)
+	srv.ConnState = track
+	srv.BaseContext = func(net.Listener) context.Context { return requests }
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	log.Info("serving", "version", engineapi.ThisBuild().String(), "pid", os.Getpid(), "root", p.Root, "socket", p.Socket)
+	unlock.start()
+	serving()
+	if o.Serving != nil {
+		o.Serving()
+	}
+
+	select {
+	case <-ctx.Done():
+		log.Info("leaving", "why", "interrupted")
+	case <-e.stop:
+		log.Info("leaving", "why", "asked to")
+	case <-act.expired:
+		log.Info("leaving", "why", "idle")
+	case err = <-served:
+		log.Error("leaving", "err", err)
+	}
+	// Closes the listener, and with it removes the socket; what was let in is
+	// answered, if with an error.
+	act.stop()
+	cancelRequests()
+	end, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	if e := srv.Shutdown(end); e != nil {
+		log.Warn("requests did not end", "err", e)
+		srv.Close()
+	}
+	if err == nil {
+		err = <-served
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
+
+// locks are the two locks of a daemon; releasing one twice is allowed.
+type locks struct{ storeLock, startLock *os.File }
+
+// lock takes the store's lock and, unless a starter holds it for us, the
+// start lock.
+func (p Paths) lock(ctx context.Context, spawned bool) (*locks, error) {
+	var l locks
+	var err error
+	if spawned {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, lockTimeout)
+		defer cancel()
+	} else if l.startLock, err = waitLock(ctx, p.startLock()); err != nil {
+		return nil, err
+	}
+	if l.storeLock, err = lockStore(ctx, p, spawned); err != nil {
+		l.start()
+		return nil, err
+	}
+	return &l, nil
+}
+
+func (l *locks) store() {
+	if l.storeLock != nil {
+		l.storeLock.Close()
+		l.storeLock = nil
+	}
+}
+
+func (l *locks) start() {
+	if l.startLock != nil {
+		l.startLock.Close()
+		l.startLock = nil
+	}
 }

@@ -1,0 +1,262 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/imgfs/imgfs/imagedb"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/erofs"
+	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/metadb"
+	"github.com/imgfs/imgfs/layerdb"
+	"github.com/imgfs/imgfs/union"
+)
+
+// engine is the store at work: the engineapi.Engine behind the server.
+type engine struct {
+	paths   Paths
+	log     *slog.Logger
+	db      *badger.DB
+	layers  *layerdb.Store
+	images  *imagedb.Store
+	act     *activity
+	watch   *watcher
+	started time.Time
+	mountNS string
+	userNS  string
+	ctx     context.Context // of mounts; ends when the engine closes
+	cancel  context.CancelFunc
+	stop    chan struct{} // closed by Shutdown
+	gone    chan struct{} // closed when the store is unlocked
+	tidy    *time.Timer   // returns memory some time after the last pull
+
+	wg sync.WaitGroup // the goroutine of each mount
+
+	// names serialises what changes an image's record, its names and the
+	// layers it retains: they are several records. Nothing waits for a
+	// registry or a layer under it.
+	names sync.Mutex
+
+	mu       sync.Mutex // guards the rest
+	mounts   map[string]*mount
+	targets  map[place]bool // in use, or about to be
+	problems []string
+	leaving  bool // no new mounts
+	kept     bool // records outlive the mounts: the next daemon mounts again
+}
+
+// tidyAfter is how long after the last pull or merge memory is returned.
+const tidyAfter = 2 * time.Second
+
+// openEngine opens the store.
+//
+// Preconditions: the store's lock is held.
+func openEngine(p Paths, act *activity, log *slog.Logger) (*engine, error) {
+	e := &engine{
+		paths: p, log: log, act: act, started: time.Now(),
+		watch:   newWatcher(),
+		stop:    make(chan struct{}),
+		gone:    make(chan struct{}),
+		mounts:  map[string]*mount{},
+		targets: map[place]bool{},
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.tidy = time.AfterFunc(tidyAfter, debug.FreeOSMemory)
+	var err error
+	defer func() {
+		if err != nil {
+			e.close(false)
+		}
+	}()
+	if e.mountNS, err = os.Readlink("/proc/self/ns/mnt"); err != nil {
+		return nil, err
+	}
+	if e.userNS, err = os.Readlink("/proc/self/ns/user"); err != nil {
+		return nil, err
+	}
+	if e.db, err = metadb.Open(filepath.Join(p.Root, "db")); err != nil {
+		return nil, err
+	}
+	if e.layers, err = layerdb.Open(p.Root, e.db, layerdb.Options{Merge: merge, Logger: log}); err != nil {
+		return nil, err
+	}
+	if e.images, err = imagedb.Open(p.Root, e.db, imagedb.Options{Logger: log}); err != nil {
+		return nil, err
+	}
+	if err = e.dropOwners(); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// merge is layerdb's seam to union.
+func merge(w io.Writer, parent *erofs.Image, top []*erofs.Image) error {
+	var err error
+	if parent == nil {
+		_, err = union.Merge(w, top)
+	} else {
+		_, err = union.Extend(w, parent, top)
+	}
+	return err
+}
+
+// close ends the mounts and closes the store. Unless keep is set, mounts are
+// unmounted and forgotten; otherwise they stay, dead, with their records, for
+// the next daemon to serve again.
+func (e *engine) close(keep bool) error {
+	e.mu.Lock()
+	e.leaving = true
+	e.kept = keep
+	var live []*mount
+	for _, m := range e.mounts {
+		live = append(live, m)
+	}
+	e.mu.Unlock()
+	var errs []error
+	if !keep {
+		errs = append(errs, e.unmountAll(live))
+	}
+	e.cancel()
+	for _, m := range live {
+		m.abandon()
+	}
+	e.watch.close()
+	e.wg.Wait()
+	e.tidy.Stop()
+	if e.layers != nil {
+		errs = append(errs, e.layers.Close())
+	}
+	if e.db != nil {
+		errs = append(errs, e.db.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Shutdown implements engineapi.Lifecycle.
+func (e *engine) Shutdown(ctx context.Context, force bool) (<-chan struct{}, error) {
+	e.mu.Lock()
+	var live []*mount
+	var targets []string
+	for _, m := range e.mounts {
+		live = append(live, m)
+		targets = append(targets, m.rec.Target)
+	}
+	pending := len(e.targets) > len(e.mounts)
+	if !force && (len(live) > 0 || pending) {
+		e.mu.Unlock()
+		if len(live) == 0 {
+			return nil, fault.New(fault.Conflict, "a mount is being made")
+		}
+		return nil, fault.WithHint(
+			fault.New(fault.Conflict, "the daemon serves %s: %s", count(len(live), "mount"), strings.Join(targets, ", ")),
+			"unmount with imgfs umount, or stop with imgfs daemon stop --force")
+	}
+	if e.leaving {
+		e.mu.Unlock()
+		return e.gone, nil
+	}
+	e.leaving = true
+	e.mu.Unlock()
+	if err := e.unmountAll(live); err != nil {
+		e.mu.Lock()
+		e.leaving = false
+		e.mu.Unlock()
+		return nil, err
+	}
+	close(e.stop)
+	return e.gone, nil
+}
+
+// Status implements engineapi.Lifecycle.
+func (e *engine) Status(context.Context) (engineapi.Status, error) {
+	st := engineapi.Status{
+		Version: engineapi.ThisBuild().String(),
+		PID:     os.Getpid(),
+		Root:    e.paths.Root,
+		Socket:  e.paths.Socket,
+		Started: e.started,
+		RssAnon: rssAnon(),
+	}
+	st.Images = len(e.images.List())
+	layers, err := e.layers.Layers()
+	if err != nil {
+		return st, err
+	}
+	st.Layers = len(layers)
+	for _, l := range layers {
+		st.DiskBytes += l.Disk
+	}
+	for _, d := range e.layers.Passes() {
+		st.Passes = append(st.Passes, d.Short())
+	}
+	st.Problems = append(e.layers.Problems(), e.images.Problems()...)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	st.Mounts = len(e.mounts)
+	st.Problems = append(st.Problems, e.problems...)
+	return st, nil
+}
+
+// GC implements engineapi.Lifecycle.
+func (e *engine) GC(ctx context.Context) (engineapi.GCReport, error) {
+	r, err := e.layers.GC(ctx)
+	if err != nil {
+		return engineapi.GCReport{}, err
+	}
+	// A pull writes an image's files before its record.
+	e.names.Lock()
+	defer e.names.Unlock()
+	blobs, err := e.images.Sweep()
+	return engineapi.GCReport{Layers: r.Layers, Chains: r.Chains, Reclaimed: r.Reclaimed + blobs}, err
+}
+
+// problem notes what a user should know of; the log has all of them.
+func (e *engine) problem(format string, args ...any) {
+	p := fmt.Sprintf(format, args...)
+	e.log.Warn(p)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.problems) < maxProblems {
+		e.problems = append(e.problems, p)
+	}
+}
+
+// maxProblems bounds the list that Status shows.
+const maxProblems = 100
+
+// rssAnon returns the daemon's anonymous memory in bytes, 0 if unknown.
+func rssAnon() int64 {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "RssAnon:" {
+			kb, _ := strconv.ParseInt(f[1], 10, 64)
+			return kb << 10
+		}
+	}
+	return 0
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return strconv.Itoa(n) + " " + noun + "s"
+}
+
+var _ engineapi.Engine = (*engine)(nil)

@@ -1,0 +1,374 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/fs"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/layerdb"
+)
+
+// place is where a mount is: a path means something only in its namespace.
+type place struct{ mountNS, target string }
+
+// mount is a live mount.
+type mount struct {
+	rec    record
+	tree   *tree
+	server *fs.Server    // nil for driver erofs
+	gone   chan struct{} // closed when the record has been dropped
+	once   sync.Once
+	ended  chan struct{} // driver erofs: closed when the kernel has no mount any more
+}
+
+// abandon stops serving; the kernel's mount is left as it is.
+func (m *mount) abandon() {
+	if m.server != nil {
+		m.server.Close()
+		return
+	}
+	m.end()
+}
+
+func (m *mount) end() { m.once.Do(func() { close(m.ended) }) }
+
+// tree is what a mount shows, with what it holds open for it.
+type tree struct {
+	chain  *layerdb.Chain     // nil for the layout view
+	serve  fuse.RawFileSystem // driver fuse
+	close  func()
+	source string // first column of the mount table
+}
+
+// Mounts implements engineapi.Mounts.
+func (e *engine) Mounts(context.Context) ([]engineapi.Mount, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := make([]engineapi.Mount, 0, len(e.mounts))
+	for _, m := range e.mounts {
+		list = append(list, m.wire())
+	}
+	slices.SortFunc(list, func(a, b engineapi.Mount) int {
+		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
+	})
+	return list, nil
+}
+
+func (m *mount) wire() engineapi.Mount {
+	w := m.rec.mount()
+	if m.server != nil {
+		s := m.server.Stats()
+		w.Stats = engineapi.MountStats{
+			Lookups: s.Lookups, Getattrs: s.Getattrs, Readdirs: s.Readdirs, Opens: s.Opens,
+			Reads: s.Reads, ReadBytes: s.ReadBytes, Others: s.Others + s.Xattrs + s.Forgets, ErrorsTotal: s.Errors,
+		}
+	}
+	return w
+}
+
+// WaitGone implements engineapi.Mounts.
+func (e *engine) WaitGone(ctx context.Context, id string) error {
+	e.mu.Lock()
+	m := e.mounts[id]
+	e.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	select {
+	case <-m.gone:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Mount implements engineapi.Mounts.
+func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report func(engineapi.Progress), exchange engineapi.Exchange) (engineapi.Mount, error) {
+	at := place{req.MountNS, req.Target}
+	if err := e.reserve(at); err != nil {
+		return engineapi.Mount{}, err
+	}
+	rec := record{
+		ID: newID(), Target: req.Target, Driver: req.Driver, Layout: req.Layout,
+		Suid: req.Suid, Dev: req.Dev, MountNS: req.MountNS, UserNS: req.UserNS, Registry: withoutSecrets(req.Registry),
+	}
+	m, err := e.makeMount(ctx, req, rec, report, exchange)
+	if err != nil {
+		e.unreserve(at)
+		return engineapi.Mount{}, err
+	}
+	return m.wire(), nil
+}
+
+func withoutSecrets(r engineapi.RegistryOptions) engineapi.RegistryOptions {
+	r.Password, r.Token, r.IdentityToken = "", "", ""
+	return r
+}
+
+// makeMount prepares, has mounted, serves and records one mount. When it
+// fails it holds nothing, and the client undoes the mount; one that has died
+// cannot, so its remains are taken away here.
+//
+// Preconditions: the place is reserved.
+func (e *engine) makeMount(ctx context.Context, req engineapi.MountRequest, rec record, report func(engineapi.Progress), exchange engineapi.Exchange) (_ *mount, err error) {
+	if req.Driver == "erofs" {
+		if err := e.checkErofs(req); err != nil {
+			return nil, err
+		}
+	}
+	t, err := e.prepare(ctx, req, &rec, report)
+	if err != nil {
+		return nil, err
+	}
+	asked := false
+	defer func() {
+		if err == nil {
+			return
+		}
+		t.close()
+		if asked && ctx.Err() != nil && rec.MountNS == e.mountNS {
+			e.sweepTarget(&rec)
+		}
+	}()
+	ready := engineapi.MountReady{ID: rec.ID, Source: t.source}
+	if req.Driver == "erofs" {
+		ready.Index, ready.Devices = t.chain.IndexPath(), t.chain.DataPaths()
+	}
+	asked = true
+	reply, fd, err := exchange(ready)
+	if err != nil {
+		return nil, err
+	}
+	rec.Created = time.Now()
+	if req.Driver == "erofs" {
+		if fd != nil {
+			fd.Close()
+		}
+		rec.Device = reply.Dev
+		return e.adopt(rec, t, nil)
+	}
+	return e.serve(ctx, rec, t, fd)
+}
+
+// prepare brings in what req names and fills in rec.
+func (e *engine) prepare(ctx context.Context, req engineapi.MountRequest, rec *record, report func(engineapi.Progress)) (*tree, error) {
+	if !req.Layout {
+		img, err := e.imageFor(ctx, req, report)
+		if err != nil {
+			return nil, err
+		}
+		rec.Image, rec.ImageID, rec.Source = img.name, img.id, img.name
+		rec.Layers = img.layers
+		rec.ChainID = id.Chain(rec.Layers)
+	} else {
+		rec.Source = "imgfs-layout"
+	}
+	return e.openTree(ctx, rec)
+}
+
+// openTree opens what a record shows.
+func (e *engine) openTree(ctx context.Context, rec *record) (*tree, error) {
+	if rec.Layout {
+		return e.openLayout(rec)
+	}
+	chain, err := e.layers.Chain(ctx, rec.Layers)
+	if err != nil {
+		return nil, err
+	}
+	t := &tree{chain: chain, source: rec.Source, close: chain.Release}
+	var data []fs.Data
+	for _, d := range chain.Data() {
+		data = append(data, d)
+	}
+	t.serve = fs.NewChain(chain.Image(), data, fs.Options{Logger: e.log.With("mount", rec.ID)})
+	return t, nil
+}
+
+// serve answers the kernel on fd, which it owns, and records the mount.
+func (e *engine) serve(ctx context.Context, rec record, t *tree, fd *os.File) (*mount, error) {
+	if fd == nil {
+		return nil, fault.New(fault.Invalid, "mount reply: no descriptor")
+	}
+	if err := checkFuse(fd); err != nil {
+		fd.Close()
+		return nil, err
+	}
+	// The server owns a bare descriptor; fd's finalizer must not close it.
+	raw, err := unix.FcntlInt(fd.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	fd.Close()
+	if err != nil {
+		return nil, fmt.Errorf("fuse descriptor: %w", err)
+	}
+	srv, err := fs.Serve(ctx, t.serve, raw, fs.Options{Logger: e.log.With("mount", rec.ID)})
+	if err != nil {
+		return nil, err
+	}
+	m, err := e.adopt(rec, t, srv)
+	if err != nil {
+		srv.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// checkFuse returns nil if f is /dev/fuse: character device 10:229.
+func checkFuse(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("fuse descriptor: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || unix.Major(st.Rdev) != 10 || unix.Minor(st.Rdev) != 229 {
+		return fault.New(fault.Invalid, "mount reply: the descriptor is not /dev/fuse")
+	}
+	return nil
+}
+
+// adopt records a mount that works and follows it to its end. srv is nil for
+// driver erofs.
+func (e *engine) adopt(rec record, t *tree, srv *fs.Server) (*mount, error) {
+	if !e.act.begin() {
+		return nil, fault.New(fault.Unavailable, "the daemon is leaving")
+	}
+	m := &mount{rec: rec, tree: t, server: srv, gone: make(chan struct{}), ended: make(chan struct{})}
+	if err := saveRecord(e.db, &rec); err != nil {
+		e.act.end()
+		return nil, err
+	}
+	e.mu.Lock()
+	if e.leaving {
+		e.mu.Unlock()
+		e.act.end()
+		return nil, errors.Join(fault.New(fault.Unavailable, "the daemon is leaving"), dropRecord(e.db, rec.ID))
+	}
+	e.mounts[rec.ID] = m
+	e.wg.Add(1)
+	e.mu.Unlock()
+	if srv == nil {
+		if err := e.watch.add(mountMark{rec.Device, rec.Target}, m.end); err != nil {
+			e.log.Warn("mount cannot be watched", "mount", rec.ID, "target", rec.Target, "err", err)
+		}
+	}
+	e.log.Info("mounted", "mount", rec.ID, "image", rec.Source, "target", rec.Target, "driver", rec.Driver)
+	go e.follow(m)
+	return m, nil
+}
+
+// follow waits for the end of a mount and forgets it.
+func (e *engine) follow(m *mount) {
+	defer e.wg.Done()
+	defer e.act.end()
+	if m.server != nil {
+		if err := m.server.Wait(); err != nil {
+			e.log.Error("mount ended", "mount", m.rec.ID, "err", err)
+		}
+	} else {
+		<-m.ended
+	}
+	m.tree.close()
+	e.mu.Lock()
+	kept := e.kept
+	e.mu.Unlock()
+	if !kept {
+		if err := dropRecord(e.db, m.rec.ID); err != nil {
+			e.log.Error("mount ended", "mount", m.rec.ID, "err", err)
+		}
+		e.log.Info("unmounted", "mount", m.rec.ID, "target", m.rec.Target)
+	}
+	e.mu.Lock()
+	delete(e.mounts, m.rec.ID)
+	delete(e.targets, place{m.rec.MountNS, m.rec.Target})
+	e.mu.Unlock()
+	close(m.gone)
+}
+
+// reserve makes sure that nobody else mounts at the same place.
+func (e *engine) reserve(at place) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.leaving:
+		return fault.New(fault.Unavailable, "the daemon is leaving")
+	case e.targets[at]:
+		return fault.WithHint(fault.New(fault.Conflict, "%s is mounted already", at.target), "imgfs umount %s", at.target)
+	}
+	e.targets[at] = true
+	return nil
+}
+
+func (e *engine) unreserve(at place) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.targets, at)
+}
+
+// unmountAll unmounts live mounts, also busy ones, and waits until they are
+// forgotten. Those of other mount namespaces are only cut off.
+func (e *engine) unmountAll(live []*mount) error {
+	var errs []error
+	for _, m := range live {
+		var err error
+		if m.rec.MountNS == e.mountNS {
+			err = fs.Unmount(m.rec.Target, true)
+		}
+		if m.server != nil {
+			m.server.Close() // a busy mount's files are gone for their readers
+		} else if err == nil {
+			m.end()
+		}
+		if err != nil {
+			select {
+			case <-m.gone:
+			default:
+				errs = append(errs, fmt.Errorf("unmount %s: %w", m.rec.Target, err))
+			}
+		}
+	}
+	for _, m := range live {
+		if m.server != nil || len(errs) == 0 {
+			<-m.gone
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkErofs refuses what the driver cannot do: the kernel mounts from the
+// store's files for root alone, and the end of a mount can be seen in the
+// daemon's own mount namespace alone.
+func (e *engine) checkErofs(req engineapi.MountRequest) error {
+	switch {
+	case req.Layout:
+		return fault.New(fault.Invalid, "the layout view needs driver fuse")
+	case !Privileged():
+		return fault.WithHint(fault.New(fault.Invalid, "driver erofs needs root (CAP_SYS_ADMIN outside of any user namespace)"), "use --driver fuse")
+	case req.MountNS != e.mountNS:
+		return fault.WithHint(fault.New(fault.Invalid, "driver erofs works in the daemon's mount namespace only"), "use --driver fuse")
+	}
+	return nil
+}
+
+// newID returns 12 hexadecimal digits.
+func newID() string {
+	var b [6]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// openLayout opens the view of the whole store.
+func (e *engine) openLayout(*record) (*tree, error) {
+	return nil, fault.New(fault.Invalid, "the layout view is not there yet")
+}

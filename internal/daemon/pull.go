@@ -1,0 +1,198 @@
+package daemon
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgfs/imgfs/fetch"
+	"github.com/imgfs/imgfs/imagedb"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/layerdb"
+)
+
+// Owners of layers, see the package documentation.
+const (
+	imageOwner = "image:"
+	pullOwner  = "pull:"
+)
+
+// identityUser is the user name under which docker and podman keep an
+// identity token as the password.
+const identityUser = "<token>"
+
+// image is a stored image, as a mount needs it.
+type image struct {
+	id     id.ImageID
+	name   string      // familiar form of what was asked for
+	layers []id.DiffID // lowest first
+}
+
+// Pull implements engineapi.Puller.
+func (e *engine) Pull(ctx context.Context, req engineapi.PullRequest, report func(engineapi.Progress)) (engineapi.PullResult, error) {
+	ref, err := fetch.ParseReference(req.Reference)
+	if err != nil {
+		return engineapi.PullResult{}, err
+	}
+	return e.pull(ctx, ref, req, report)
+}
+
+// pull brings an image in. Nothing of it is visible before all of it is there.
+func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.PullRequest, report func(engineapi.Progress)) (engineapi.PullResult, error) {
+	res := engineapi.PullResult{Reference: ref.Familiar()}
+	want, err := fetch.ParsePlatform(req.Platform)
+	if err != nil {
+		return res, err
+	}
+	client := fetch.New(e.fetchOptions(req.Registry))
+	defer client.Close()
+
+	if known, ok := e.upToDate(ctx, client, ref, want, req.Platform != ""); ok {
+		res.ImageID, res.Digest, res.UpToDate = known.ID, known.Digest, true
+		return res, nil
+	}
+	img, err := client.Resolve(ctx, ref, want)
+	if err != nil {
+		return res, err
+	}
+	res.ImageID, res.Digest = img.ID, img.Digest
+	if !ref.Local() {
+		tag := ref.Tag()
+		if tag == "" {
+			tag = string(ref.Digest())
+		}
+		report(engineapi.Progress{ID: tag, Status: "Pulling from " + ref.Path()})
+	}
+
+	diffs := make([]id.DiffID, len(img.Layers))
+	for i, l := range img.Layers {
+		diffs[i] = l.DiffID
+	}
+	owner := pullOwner + newID()
+	if err := e.layers.Retain(owner, diffs); err != nil {
+		return res, err
+	}
+	defer func() {
+		if _, err := e.layers.Release(owner); err != nil {
+			e.log.Error("pull", "owner", owner, "err", err)
+		}
+		e.tidy.Reset(tidyAfter)
+	}()
+	if err := e.ensure(ctx, img, report); err != nil {
+		return res, err
+	}
+	existed, err := e.putImage(ref, img, diffs)
+	res.UpToDate = existed
+	return res, err
+}
+
+func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {
+	if r.IdentityToken != "" && r.Username == "" {
+		r.Username, r.Password = identityUser, r.IdentityToken
+	}
+	o := fetch.Options{
+		Insecure: r.Insecure,
+		Auth: fetch.AuthOptions{
+			AuthFile: r.AuthFile, DockerConfig: r.DockerConfig,
+			Username: r.Username, Password: r.Password, Token: r.Token,
+		},
+		UserAgent: "imgfs/" + engineapi.ThisBuild().Version,
+		Logger:    e.log,
+	}
+	if r.CertsDir != "" {
+		o.CertsDirs = []string{r.CertsDir}
+	}
+	return o
+}
+
+// ensure brings in all layers, in parallel. report is called by one goroutine
+// at a time; a client that does not read holds up its own pull alone, since
+// layerdb's passes do not wait for who watches them.
+func (e *engine) ensure(ctx context.Context, img *fetch.Image, report func(engineapi.Progress)) error {
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	first := map[id.DiffID]bool{}
+	for i, l := range img.Layers {
+		if first[l.DiffID] {
+			continue // the same layer twice is brought in once
+		}
+		first[l.DiffID] = true
+		show := func(status string, current, total int64) {
+			mu.Lock()
+			defer mu.Unlock()
+			name := l.Blob.Short()
+			if l.Blob == "" {
+				name = l.DiffID.Short()
+			}
+			report(engineapi.Progress{ID: name, Status: status, Current: current, Total: total})
+		}
+		g.Go(func() error {
+			if !e.layers.Has(l.DiffID) {
+				show("Pulling fs layer", 0, 0)
+			}
+			spec := layerdb.Spec{
+				Blob: l.Blob, Size: l.Size, DiffID: l.DiffID,
+				// The bytes may serve others, who came later and stay longer.
+				Open: func(ctx context.Context) (io.ReadCloser, error) { return img.Open(ctx, i) },
+			}
+			_, err := e.layers.Ensure(ctx, spec, func(s layerdb.Step) { show(s.Status, s.Current, s.Total) })
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// putImage records an image whose layers are all there; existed says that
+// nothing was new.
+func (e *engine) putImage(ref fetch.Reference, img *fetch.Image, diffs []id.DiffID) (existed bool, err error) {
+	e.names.Lock()
+	defer e.names.Unlock()
+	tag, digest := names(ref, img.Digest)
+	if old, err := e.images.Get(img.ID); err == nil {
+		existed = old.Digest == img.Digest
+		for _, n := range []string{tag, digest} {
+			if n != "" {
+				have, err := e.images.Lookup(n)
+				existed = existed && err == nil && have == img.ID
+			}
+		}
+	}
+	if err := e.layers.Retain(imageOwner+string(img.ID), diffs); err != nil {
+		return false, err
+	}
+	rec := imagedb.Image{
+		ID: img.ID, Config: img.Config, Manifest: img.Manifest,
+		ManifestDigest: img.ManifestDigest, Digest: img.Digest, Platform: img.Platform.String(),
+	}
+	for _, l := range img.Layers {
+		rec.Layers = append(rec.Layers, imagedb.Layer{DiffID: l.DiffID, Blob: l.Blob, Size: l.Size})
+	}
+	if _, err := e.images.Put(rec); err != nil {
+		return false, err
+	}
+	for _, n := range []string{tag, digest} {
+		if n == "" {
+			continue
+		}
+		if err := e.images.Tag(n, img.ID); err != nil {
+			return false, err
+		}
+	}
+	e.log.Info("pulled", "reference", ref.String(), "image", img.ID, "digest", img.Digest, "new", !existed)
+	return existed, nil
+}
+
+// names returns the names an image gets by being pulled as ref: NAME:TAG, if
+// a tag was asked for, and NAME@DIGEST. An image from a local source has none.
+func names(ref fetch.Reference, digest id.Blob) (tag, byDigest string) {
+	if ref.Local() {
+		return "", ""
+	}
+	if ref.Tag() != "" {
+		tag = ref.String()
+	}
+	return tag, ref.Name() + "@" + string(digest)
+}

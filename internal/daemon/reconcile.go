@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/fs"
+)
+
+// fuseType is the type of our mounts in mountinfo.
+const fuseType = "fuse.imgfs"
+
+// reconcile makes the recorded mounts of a daemon that has died work again,
+// without a registry: a dead one is detached and mounted anew with the same
+// layers. What cannot be restored is forgotten and listed as a problem.
+//
+//	what is at the target                    what happens
+//	our mount, dead                          detached, mounted again
+//	our mount, in the kernel (erofs)         followed again
+//	something else or nothing, or no target  record dropped
+//	not known: another mount namespace       record dropped
+//
+// Preconditions: no request is served yet.
+func (e *engine) reconcile(ctx context.Context) {
+	recs, damaged, err := loadRecords(e.db)
+	if err != nil {
+		e.problem("mounts of the last daemon are not known: %v", err)
+		return
+	}
+	for _, id := range damaged {
+		e.problem("record of mount %s is damaged", id)
+		e.forget(id)
+	}
+	for _, r := range recs {
+		if err := e.restore(ctx, r); err != nil {
+			e.problem("mount of %s on %s is not restored: %v", r.Source, r.Target, err)
+			e.forget(r.ID)
+		}
+	}
+}
+
+func (e *engine) forget(id string) {
+	if err := dropRecord(e.db, id); err != nil {
+		e.log.Error("reconciliation", "mount", id, "err", err)
+	}
+}
+
+// restore brings one mount back.
+func (e *engine) restore(ctx context.Context, r record) error {
+	if r.MountNS != e.mountNS || r.UserNS != e.userNS {
+		return errors.New("it was in another mount or user namespace")
+	}
+	at := place{r.MountNS, r.Target}
+	if err := e.reserve(at); err != nil {
+		return err
+	}
+	err := e.restoreAt(ctx, r)
+	if err != nil {
+		e.unreserve(at)
+	}
+	return err
+}
+
+func (e *engine) restoreAt(ctx context.Context, r record) error {
+	table, err := mountTable()
+	if err != nil {
+		return err
+	}
+	top, ok := topMount(table, r.Target)
+	if !ok {
+		return errors.New("nothing is mounted there any more")
+	}
+	if r.Driver == "erofs" {
+		if top.FSType != "erofs" || top.Device != r.Device {
+			return errors.New("something else is mounted there")
+		}
+		t, err := e.openTree(ctx, &r)
+		if err != nil {
+			return err
+		}
+		if _, err := e.adopt(r, t, nil); err != nil {
+			t.close()
+			return err
+		}
+		return nil
+	}
+	if top.FSType != fuseType || top.Source != r.Source || !dead(r.Target) {
+		return errors.New("something else is mounted there")
+	}
+	// From here on the dead mount is taken away, whatever else fails.
+	if err := fs.Unmount(r.Target, true); err != nil {
+		return err
+	}
+	t, err := e.openTree(ctx, &r)
+	if err != nil {
+		return err
+	}
+	if err := e.remount(ctx, r, t); err != nil {
+		t.close()
+		return err
+	}
+	e.log.Info("mount restored", "mount", r.ID, "target", r.Target)
+	return nil
+}
+
+// remount mounts from within the daemon what a CLI had mounted.
+func (e *engine) remount(ctx context.Context, r record, t *tree) error {
+	fd, err := fs.Mount(r.Target, r.Source, fs.MountFlags{Suid: r.Suid, Dev: r.Dev})
+	if err != nil {
+		return err
+	}
+	if _, err := e.serve(ctx, r, t, os.NewFile(uintptr(fd), "fuse")); err != nil {
+		return errors.Join(err, fs.Unmount(r.Target, true))
+	}
+	return nil
+}
+
+// dead reports whether the FUSE mount at target has lost its server. The
+// kernel answers for a dead one, so this does not wait.
+func dead(target string) bool {
+	var st unix.Statfs_t
+	return errors.Is(unix.Statfs(target, &st), unix.ENOTCONN)
+}
+
+// sweepTarget takes away what a client left that died between mounting and
+// handing the descriptor over.
+func (e *engine) sweepTarget(r *record) {
+	table, err := mountTable()
+	if err != nil {
+		return
+	}
+	if top, ok := topMount(table, r.Target); ok && top.FSType == fuseType && top.Source == r.Source && dead(r.Target) {
+		if err := fs.Unmount(r.Target, true); err != nil {
+			e.log.Warn("dead mount", "target", r.Target, "err", err)
+		}
+	}
+}

@@ -1,0 +1,125 @@
+package daemon
+
+import (
+	"context"
+	"strings"
+
+	"github.com/imgfs/imgfs/fetch"
+	"github.com/imgfs/imgfs/imagedb"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+// lookup returns the stored image called name: a reference, an image ID or a
+// prefix of one, in docker's order. ref is set where name is a reference.
+func (e *engine) lookup(name string) (img imagedb.Image, ref fetch.Reference, err error) {
+	parsed, perr := fetch.ParseReference(name)
+	shown := name
+	if perr == nil && !parsed.Local() && !strings.HasPrefix(name, "sha256:") {
+		shown = parsed.Familiar()
+		imageID, err := e.images.Lookup(parsed.String())
+		if err == nil {
+			img, err = e.images.Get(imageID)
+			return img, parsed, err
+		}
+		if fault.KindOf(err) != fault.NotFound {
+			return img, ref, err
+		}
+	}
+	imageID, err := e.images.Resolve(name)
+	switch {
+	case err == nil:
+		img, err = e.images.Get(imageID)
+		return img, ref, err
+	case fault.KindOf(err) == fault.NotFound:
+		return img, ref, fault.New(fault.NotFound, "No such image: %s", shown)
+	}
+	return img, ref, err
+}
+
+// imageFor returns the image a mount asks for, pulled if need be. An image
+// that is known needs no network, unless the request says so.
+func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, report func(engineapi.Progress)) (image, error) {
+	want, err := fetch.ParsePlatform(req.Platform)
+	if err != nil {
+		return image{}, err
+	}
+	known, ref, err := e.lookup(req.Image)
+	byID := err == nil && ref == (fetch.Reference{})
+	if err == nil && (req.Pull != "always" || byID) {
+		switch {
+		case req.Platform != "" && !satisfies(known.Platform, want):
+			if byID || req.Pull == "never" {
+				return image{}, fault.New(fault.NotFound, "image %s is for %s, not %s", req.Image, known.Platform, want)
+			}
+		case !e.complete(known):
+			if byID || req.Pull == "never" {
+				return image{}, fault.WithHint(
+					fault.New(fault.NotFound, "image %s: layers are missing from the store", req.Image), "imgfs pull it again")
+			}
+		default:
+			name := known.ID.Short()
+			if !byID {
+				name = ref.Familiar()
+			}
+			return image{id: known.ID, name: name, layers: known.DiffIDs()}, nil
+		}
+	} else if err != nil && fault.KindOf(err) != fault.NotFound {
+		return image{}, err
+	}
+	if req.Pull == "never" || strings.HasPrefix(req.Image, "sha256:") {
+		return image{}, err
+	}
+	if ref, err = fetch.ParseReference(req.Image); err != nil {
+		return image{}, err
+	}
+	res, err := e.pull(ctx, ref, engineapi.PullRequest{Platform: req.Platform, Registry: req.Registry}, report)
+	if err != nil {
+		return image{}, err
+	}
+	img, err := e.images.Get(res.ImageID)
+	if err != nil {
+		return image{}, err
+	}
+	return image{id: img.ID, name: ref.Familiar(), layers: img.DiffIDs()}, nil
+}
+
+// upToDate returns the stored image if it is what ref names now. A digest is
+// known for ever; for a tag the registry is asked with one HEAD. When it
+// cannot tell, neither can this.
+func (e *engine) upToDate(ctx context.Context, c *fetch.Client, ref fetch.Reference, want fetch.Platform, strict bool) (imagedb.Image, bool) {
+	if ref.Local() {
+		return imagedb.Image{}, false
+	}
+	imageID, err := e.images.Lookup(ref.String())
+	if err != nil {
+		return imagedb.Image{}, false
+	}
+	img, err := e.images.Get(imageID)
+	if err != nil || !satisfies(img.Platform, want) && strict || !e.complete(img) {
+		return imagedb.Image{}, false
+	}
+	if ref.Digest() != "" {
+		return img, true
+	}
+	now, err := c.Head(ctx, ref)
+	return img, err == nil && now == img.Digest
+}
+
+// complete reports whether all layers of img are there.
+func (e *engine) complete(img imagedb.Image) bool {
+	for _, l := range img.Layers {
+		if !e.layers.Has(l.DiffID) {
+			return false
+		}
+	}
+	return true
+}
+
+// satisfies reports whether an image of platform have serves who wants want:
+// variants count only where both name one.
+func satisfies(have string, want fetch.Platform) bool {
+	p, err := fetch.ParsePlatform(have)
+	return err == nil && p.OS == want.OS && p.Architecture == want.Architecture &&
+		(p.Variant == want.Variant || p.Variant == "" || want.Variant == "")
+}
