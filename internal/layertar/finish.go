@@ -160,7 +160,7 @@ func (x *Indexer) addInode(b *erofs.Builder, n uint32, hides bool) (erofs.Ref, e
 	}
 	switch {
 	case in.isDir():
-		if in.flags&flagImplied != 0 {
+		if in.flags&flagImplied != 0 && !hides { // else nothing lower is left to take after
 			mark(MarkImplied, "")
 		}
 		if in.flags&flagOpaque != 0 || hides {
