@@ -26,8 +26,10 @@
 //   - A link names a file that is not in its layer. It becomes one more name of
 //     that file's inode. The target is looked for in the tree including this
 //     layer, then in the lower; symlinks on the way are followed inside the
-//     root, a symlink at its end is linked to itself. No target, or a
-//     directory, is an error.
+//     root, a symlink at its end is linked to itself. The inode takes the
+//     attributes of the link's entry, as with docker and containerd (umoci has
+//     the target keep its own); tars written from a tree have the same in both.
+//     No target, or a directory, is an error.
 //   - The root has the attributes of the topmost layer whose tar has an entry
 //     for it.
 //

@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"github.com/imgfs/imgfs/internal/erofs"
+	"github.com/imgfs/imgfs/internal/layertar"
 	"golang.org/x/sys/unix"
 )
 
@@ -112,10 +113,10 @@ func (l *layerTree) add(img *erofs.Image, marks bool, parent uint32, nid erofs.N
 		l.inodes[nid] = 1
 		it.kind = kindDir
 		if marks {
-			if it.opaque, err = has(img, nid, markOpaque); err != nil {
+			if it.opaque, err = has(img, nid, layertar.MarkOpaque); err != nil {
 				return err
 			}
-			if it.implied, err = has(img, nid, markImplied); err != nil {
+			if it.implied, err = has(img, nid, layertar.MarkImplied); err != nil {
 				return err
 			}
 		}
@@ -123,7 +124,7 @@ func (l *layerTree) add(img *erofs.Image, marks bool, parent uint32, nid erofs.N
 		it.kind = kindSymlink
 	case unix.S_IFCHR:
 		if marks && a.Rdev == 0 {
-			found, err := has(img, nid, markWhiteout)
+			found, err := has(img, nid, layertar.MarkWhiteout)
 			if err != nil {
 				return err
 			}
@@ -133,7 +134,7 @@ func (l *layerTree) add(img *erofs.Image, marks bool, parent uint32, nid erofs.N
 		}
 	case unix.S_IFREG:
 		if marks && a.Size == 0 {
-			found, err := has(img, nid, markLink)
+			found, err := has(img, nid, layertar.MarkLink)
 			if err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/imgfs/imgfs/internal/erofs"
+	"github.com/imgfs/imgfs/internal/layertar"
 )
 
 var (
@@ -54,7 +55,7 @@ func (m *merger) beginLinks(img *erofs.Image) error {
 		if m.src.inodes[nid] != 0 { // a further name of the same link
 			continue
 		}
-		value, err := img.Xattr(nid, markLink)
+		value, err := img.Xattr(nid, layertar.MarkLink)
 		if err != nil {
 			return err
 		}
@@ -80,6 +81,10 @@ func (m *merger) endLinks() error {
 		if i := s.number(m.entries[e].inode); i >= 0 {
 			m.entries[e].inode = s.links[i].found
 		}
+	}
+	for i := range s.links {
+		l := &s.links[i]
+		m.addAttrs(l.found, m.src.items[l.item].nid, m.layer-1)
 	}
 	return nil
 }

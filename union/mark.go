@@ -6,11 +6,5 @@ import (
 	"github.com/imgfs/imgfs/internal/erofs"
 )
 
-const (
-	markWhiteout = erofs.MarkerPrefix + "whiteout"
-	markOpaque   = erofs.MarkerPrefix + "opaque"
-	markImplied  = erofs.MarkerPrefix + "implied"
-	markLink     = erofs.MarkerPrefix + "link"
-)
-
+// isMark reports whether an attribute is one of layertar's marks.
 func isMark(name string) bool { return strings.HasPrefix(name, erofs.MarkerPrefix) }

@@ -4,18 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/layertar"
 	"golang.org/x/sys/unix"
 )
 
-// Labels (volume names) of the two kinds of index. The number is the version
-// of the form; it is part of what makes two indexes the same.
-const (
-	LayerLabel = "imgfs.layer.1"
-	ChainLabel = "imgfs.chain.1"
-)
+// Label is the volume name of a chain index.
+const Label = "imgfs.chain.1"
 
 // Stats says what a chain index contains.
 type Stats struct {
@@ -46,7 +44,7 @@ func merge(w io.Writer, parent *erofs.Image, top []*erofs.Image) (Stats, error) 
 	var devices []erofs.Device
 	if parent != nil {
 		devices = append(devices, parent.Devices()...)
-		err := checkLabel(parent, ChainLabel)
+		err := checkLabel(parent, Label)
 		if err == nil {
 			err = m.apply(parent, false)
 		}
@@ -56,7 +54,7 @@ func merge(w io.Writer, parent *erofs.Image, top []*erofs.Image) (Stats, error) 
 	}
 	for i, img := range top {
 		devices = append(devices, img.Devices()...)
-		err := checkLabel(img, LayerLabel)
+		err := checkLabel(img, layertar.Label)
 		if err == nil && len(img.Devices()) != 1 {
 			err = corrupt("a layer has one device")
 		}
@@ -68,7 +66,7 @@ func merge(w io.Writer, parent *erofs.Image, top []*erofs.Image) (Stats, error) 
 		}
 	}
 	m.src = layerTree{} // for the collector: the builder needs the room
-	b := erofs.NewBuilder(devices, ChainLabel)
+	b := erofs.NewBuilder(devices, Label)
 	stats, err := m.emit(b)
 	if err != nil {
 		return Stats{}, fault.New(fault.Integrity, "chain index: %w", err)
@@ -194,17 +192,9 @@ func (e *emitter) fill(n *inode) error {
 	if err := s.img.Stat(n.nid, &a); err != nil {
 		return err
 	}
-	e.in = erofs.Inode{Mode: a.Mode, UID: a.UID, GID: a.GID, Rdev: a.Rdev, Mtime: a.Mtime, MtimeNsec: a.MtimeNsec, Xattrs: xattrs}
-	if a.Xattrs {
-		err := s.img.Xattrs(n.nid, func(name string, value []byte) bool {
-			if !isMark(name) {
-				e.in.Xattrs = append(e.in.Xattrs, erofs.Xattr{Name: name, Value: value})
-			}
-			return true
-		})
-		if err != nil {
-			return err
-		}
+	e.in = erofs.Inode{Mode: a.Mode, Rdev: a.Rdev, Xattrs: xattrs}
+	if err := e.attributes(n, &a); err != nil {
+		return err
 	}
 	switch a.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
@@ -230,6 +220,49 @@ func (e *emitter) fill(n *inode) error {
 		}
 	}
 	return nil
+}
+
+// attributes sets the attributes of e.in: those of n, whose own are a, and
+// before them those that the entries of hard links brought, the newest first. Of
+// extended attributes that is a union. A symlink's mode does not change.
+func (e *emitter) attributes(n *inode, a *erofs.Attr) error {
+	e.common(a)
+	if n.attrs != 0 {
+		var newest erofs.Attr
+		o := e.m.attrs[n.attrs]
+		if err := e.src[o.image].img.Stat(o.nid, &newest); err != nil {
+			return err
+		}
+		e.common(&newest)
+		if a.Mode&unix.S_IFMT != unix.S_IFLNK {
+			e.in.Mode = a.Mode&unix.S_IFMT | newest.Mode&^unix.S_IFMT
+		}
+	}
+	for i := n.attrs; i != 0; i = e.m.attrs[i].next {
+		o := e.m.attrs[i]
+		if err := e.xattrs(e.src[o.image].img, o.nid); err != nil {
+			return err
+		}
+	}
+	if !a.Xattrs {
+		return nil
+	}
+	return e.xattrs(e.src[n.image].img, n.nid)
+}
+
+func (e *emitter) common(a *erofs.Attr) {
+	e.in.UID, e.in.GID, e.in.Mtime, e.in.MtimeNsec = a.UID, a.GID, a.Mtime, a.MtimeNsec
+}
+
+// xattrs adds the extended attributes of an inode that e.in does not have yet.
+func (e *emitter) xattrs(img *erofs.Image, nid erofs.NID) error {
+	have := e.in.Xattrs
+	return img.Xattrs(nid, func(name string, value []byte) bool {
+		if !isMark(name) && !slices.ContainsFunc(have, func(x erofs.Xattr) bool { return x.Name == name }) {
+			e.in.Xattrs = append(e.in.Xattrs, erofs.Xattr{Name: name, Value: value})
+		}
+		return true
+	})
 }
 
 const chunkIndexSize = 8 // bytes

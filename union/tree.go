@@ -29,8 +29,16 @@ type entry struct {
 type inode struct {
 	nid   erofs.NID
 	image uint32
-	dir   dirID // directories only
+	dir   dirID  // directories only
+	attrs uint32 // what goes before the attributes of nid, the newest; 0 nothing
 	kind  kind
+}
+
+// attrs is where the entry of a hard link has attributes for its target.
+type attrs struct {
+	nid   erofs.NID
+	image uint32
+	next  uint32 // the next older; 0 none
 }
 
 // kind is what the merge has to know of a file's type.
@@ -61,6 +69,7 @@ type tree struct {
 	entries []entry
 	inodes  []inode
 	dirs    []directory
+	attrs   []attrs
 
 	// Open-addressed hash table over all entries, by directory and name: the
 	// upper half of a slot is the upper half of the hash, the lower the entry.
@@ -73,11 +82,18 @@ func newTree() *tree {
 		entries: make([]entry, 1, 1024),
 		inodes:  make([]inode, 1, 1024),
 		dirs:    make([]directory, 1, 256),
+		attrs:   make([]attrs, 1),
 		slots:   make([]uint64, 2048),
 		seed:    maphash.MakeSeed(),
 	}
 	t.newInode(inode{kind: kindDir, dir: t.newDir(1, 0)})
 	return t
+}
+
+// addAttrs sets further attributes of inode n, in place of those it has.
+func (t *tree) addAttrs(n inodeID, nid erofs.NID, image uint32) {
+	t.attrs = append(t.attrs, attrs{nid, image, t.inodes[n].attrs})
+	t.inodes[n].attrs = uint32(len(t.attrs) - 1)
 }
 
 func (t *tree) root() dirID { return t.inodes[rootInode].dir }
