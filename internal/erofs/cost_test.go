@@ -203,3 +203,22 @@ func BenchmarkBuild(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/count, "ns/entry")
 }
+
+// BenchmarkBuildFlat is a million names in one directory, not in order.
+func BenchmarkBuildFlat(b *testing.B) {
+	const count = 1_000_000
+	for b.Loop() {
+		builder := NewBuilder(nil, "")
+		root, _ := builder.Add(&Inode{Mode: dirMode})
+		for i := range count {
+			file, _ := builder.Add(&Inode{Mode: regular})
+			if err := builder.Link(root, fmt.Sprintf("file-%x", uint32(i)*2654435761), file); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := builder.WriteTo(io.Discard); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/count, "ns/entry")
+}

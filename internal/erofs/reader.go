@@ -181,7 +181,7 @@ func (m *Image) bytes(off, n uint64) ([]byte, bool) {
 // inode is a checked inode: its 64 bytes and inline xattrs lie in the image,
 // its form and mode are known, and its size is below 2^63.
 type inode struct {
-	raw    []byte // 64 bytes
+	raw    *[inodeSize]byte
 	nid    NID
 	off    uint64 // of the inode
 	tail   uint64 // offset behind the inline xattrs
@@ -197,10 +197,11 @@ func (m *Image) inode(n NID) (inode, error) {
 		return inode{}, corrupt(n, "inode out of range")
 	}
 	in := inode{nid: n, off: uint64(n) << slotBits}
-	var ok bool
-	if in.raw, ok = m.bytes(in.off, inodeSize); !ok {
+	raw, ok := m.bytes(in.off, inodeSize)
+	if !ok {
 		return inode{}, corrupt(n, "inode out of range")
 	}
+	in.raw = (*[inodeSize]byte)(raw)
 	format := le.Uint16(in.raw[inFormat:])
 	in.layout = format >> 1
 	if format&formatExtended == 0 || in.layout != layoutPlain && in.layout != layoutInline && in.layout != layoutChunks {
@@ -238,16 +239,12 @@ func (m *Image) Stat(n NID, a *Attr) error {
 		return err
 	}
 	raw := in.raw
-	*a = Attr{
-		Mode:      in.mode(),
-		UID:       le.Uint32(raw[inUID:]),
-		GID:       le.Uint32(raw[inGID:]),
-		Nlink:     le.Uint32(raw[inNlink:]),
-		Size:      in.size(),
-		Mtime:     int64(le.Uint64(raw[inMtime:])),
-		MtimeNsec: le.Uint32(raw[inNsec:]),
-		Xattrs:    le.Uint16(raw[inXattrs:]) != 0,
-	}
+	a.Mode = in.mode()
+	a.UID, a.GID = le.Uint32(raw[inUID:]), le.Uint32(raw[inGID:])
+	a.Nlink, a.Rdev = le.Uint32(raw[inNlink:]), 0
+	a.Size, a.Blocks = in.size(), 0
+	a.Mtime, a.MtimeNsec = int64(le.Uint64(raw[inMtime:])), le.Uint32(raw[inNsec:])
+	a.Xattrs = le.Uint16(raw[inXattrs:]) != 0
 	switch a.Mode & modeType {
 	case modeChar, modeBlock:
 		a.Rdev = le.Uint32(raw[inUnion:])
