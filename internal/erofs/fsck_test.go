@@ -54,6 +54,11 @@ func TestFsck(t *testing.T) {
 	if said, clean := fsckErofs(t, image, data); !clean {
 		t.Errorf("zoo: %s", said)
 	}
+	for seed := range uint64(5) {
+		if said, clean := fsckErofs(t, write(t, build(t, devices, "", randomTree(seed))), data); !clean {
+			t.Errorf("random tree %d: %s", seed, said)
+		}
+	}
 	// The oracle sees faults: two names out of order.
 	bad := bytes.Replace(image, []byte("fifo"), []byte("xifo"), 1)
 	if _, clean := fsckErofs(t, bad, data); clean {

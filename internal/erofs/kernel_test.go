@@ -254,6 +254,17 @@ func TestKernelZoo(t *testing.T) {
 	compareKernel(t, open(t, image), at, data)
 }
 
+func TestKernelRandom(t *testing.T) {
+	data := zooData(t)
+	devices, _ := zoo()
+	for seed := range uint64(5) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			image := write(t, build(t, devices, "", randomTree(seed)))
+			compareKernel(t, open(t, image), mountKernel(t, image, data), data)
+		})
+	}
+}
+
 func TestKernelManyDevices(t *testing.T) {
 	const count = 127 // as many as an image may have layers
 	dir := t.TempDir()

@@ -145,3 +145,58 @@ func zooData(t testing.TB) []string {
 	}
 	return paths
 }
+
+// randomTree is a tree whose names, attributes, targets and directories have
+// random sizes, so that inodes and tails meet every place in a block.
+func randomTree(seed uint64) []entry {
+	random := rand.New(rand.NewPCG(seed, 7))
+	word := func(n int) string {
+		b := make([]byte, n)
+		for i := range b {
+			for b[i] == 0 || b[i] == '/' {
+				b[i] = byte(random.Uint32())
+			}
+		}
+		return string(b)
+	}
+	small := func(limit int) int { return 1 + random.IntN(1+random.IntN(limit)) }
+	dirs := []string{""}
+	tree := []entry{{path: "", in: Inode{Mode: dirMode}}}
+	used := map[string]bool{}
+	for len(tree) < 3000 {
+		dir := dirs[random.IntN(1+random.IntN(len(dirs)))]
+		name := word(small(255))
+		path := strings.TrimPrefix(dir+"/"+name, "/")
+		if used[path] || name == "." || name == ".." {
+			continue
+		}
+		used[path] = true
+		var in Inode
+		switch random.IntN(5) {
+		case 0:
+			in.Mode = dirMode
+			if len(path) < 2000 {
+				dirs = append(dirs, path)
+			}
+		case 1:
+			in = Inode{Mode: symlink, Target: word(small(1400))}
+		case 2:
+			in = Inode{Mode: regular}
+		case 3:
+			in = oneChunk(uint64(small(5000)), 0, uint32(random.IntN(4000)))
+		case 4:
+			first := tree[random.IntN(len(tree))]
+			if first.in.Mode&modeType != modeDir && first.link == "" {
+				tree = append(tree, entry{path: path, link: first.path})
+			}
+			continue
+		}
+		in.Mtime, in.MtimeNsec = int64(random.Int32())-1<<30, uint32(random.IntN(1e9))
+		in.UID, in.GID = random.Uint32()>>1, random.Uint32()>>1
+		for i := range random.IntN(4) * random.IntN(2) {
+			in.Xattrs = append(in.Xattrs, Xattr{fmt.Sprintf("trusted.%d%s", i, word(small(200))), []byte(word(small(700)))})
+		}
+		tree = append(tree, entry{path: path, in: in})
+	}
+	return tree
+}
