@@ -322,7 +322,7 @@ func (e *engine) unmountAll(live []*mount) error {
 	var errs []error
 	for _, m := range live {
 		var err error
-		if m.rec.MountNS == e.mountNS {
+		if m.rec.MountNS == e.mountNS && m.stands() {
 			err = fs.Unmount(m.rec.Target, true)
 		}
 		if m.server != nil {
@@ -330,20 +330,20 @@ func (e *engine) unmountAll(live []*mount) error {
 		} else if err == nil {
 			m.end()
 		}
-		if err != nil {
-			select {
-			case <-m.gone:
-			default:
-				errs = append(errs, fmt.Errorf("unmount %s: %w", m.rec.Target, err))
-			}
+		if err != nil && m.stands() {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m.rec.Target, err))
+			continue
 		}
-	}
-	for _, m := range live {
-		if m.server != nil || len(errs) == 0 {
-			<-m.gone
-		}
+		<-m.gone
 	}
 	return errors.Join(errs...)
+}
+
+// stands reports whether something is still mounted at the mount's target.
+func (m *mount) stands() bool {
+	table, err := mountTable()
+	_, ok := topMount(table, m.rec.Target)
+	return err != nil || ok
 }
 
 // checkErofs refuses what the driver cannot do: the kernel mounts from the
