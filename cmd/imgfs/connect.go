@@ -55,12 +55,12 @@ func logLevel(c *cli.Context) (slog.Level, error) {
 // registryFlags are the flags of every command that may talk to a registry.
 func registryFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "platform", Usage: "take `OS/ARCH[/VARIANT]` from a multi-platform image (default: this machine's)", EnvVars: []string{"IMGFS_PLATFORM", "DOCKER_DEFAULT_PLATFORM"}},
+		&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` what to take from a multi-platform image (default: this machine's)", EnvVars: []string{"IMGFS_PLATFORM", "DOCKER_DEFAULT_PLATFORM"}},
 		&cli.BoolFlag{Name: "insecure", Usage: "allow plain http and unverified TLS"},
-		&cli.StringFlag{Name: "authfile", Usage: "`FILE` with credentials (docker's config.json or podman's auth.json)", EnvVars: []string{"IMGFS_AUTHFILE", "REGISTRY_AUTH_FILE"}},
-		&cli.StringFlag{Name: "creds", Usage: "log in as `USER:PASSWORD`"},
-		&cli.StringFlag{Name: "registry-token", Usage: "send `TOKEN` to the registry as bearer token"},
-		&cli.StringFlag{Name: "progress", Usage: "how to show progress on stderr: `auto`, tty, plain or quiet", Value: "auto"},
+		&cli.StringFlag{Name: "authfile", Usage: "`FILE` credentials (docker's config.json or podman's auth.json)", EnvVars: []string{"IMGFS_AUTHFILE", "REGISTRY_AUTH_FILE"}},
+		&cli.StringFlag{Name: "creds", Usage: "`USER:PASSWORD` credentials for the registry"},
+		&cli.StringFlag{Name: "registry-token", Usage: "`TOKEN` bearer token for the registry"},
+		&cli.StringFlag{Name: "progress", Usage: "`HOW` to show progress on stderr: auto, tty, plain or quiet", Value: "auto"},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress"},
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/urfave/cli/v2"
 
 	"github.com/imgfs/imgfs/internal/fault"
 )
@@ -64,6 +65,13 @@ func printJSONLines[T any](w io.Writer, rows []T) error {
 		}
 	}
 	return nil
+}
+
+// checkFormat refuses a --format that cannot be parsed, before any work.
+func checkFormat(c *cli.Context) error {
+	format, _ := strings.CutPrefix(c.String("format"), "table ")
+	_, err := parseTemplate(unescape.Replace(format), functions)
+	return err
 }
 
 // unescape lets a shell's single quotes hold tabs and newlines.

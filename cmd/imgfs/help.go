@@ -95,7 +95,7 @@ func printFlags(b io.Writer, flags []cli.Flag) {
 // flagLine returns a flag as docker shows one: "  -q, --quiet\tusage".
 func flagLine(f cli.Flag) string {
 	d, ok := f.(cli.DocGenerationFlag)
-	if !ok {
+	if v, has := f.(cli.VisibleFlag); !ok || has && !v.IsVisible() {
 		return ""
 	}
 	var short, long []string
@@ -117,20 +117,21 @@ func flagLine(f cli.Flag) string {
 	if env := d.GetEnvVars(); len(env) > 0 {
 		usage += " [$" + strings.Join(env, ", $") + "]"
 	}
-	if v := d.GetValue(); d.TakesValue() && v != "" {
+	if v := d.GetValue(); d.TakesValue() && v != "" && v != "0s" {
 		usage += fmt.Sprintf(" (default %s)", v)
 	}
 	return "  " + names + "\t" + usage
 }
 
-// placeholder takes the back-quoted word out of a usage text.
+// placeholder takes the back-quoted word off the front of a usage text: the
+// name of the flag's value.
 func placeholder(usage string) (value, text string) {
-	before, rest, ok := strings.Cut(usage, "`")
-	word, after, closed := strings.Cut(rest, "`")
-	if !ok || !closed {
-		return "VALUE", usage
+	if rest, ok := strings.CutPrefix(usage, "`"); ok {
+		if word, text, ok := strings.Cut(rest, "` "); ok {
+			return word, text
+		}
 	}
-	return word, before + word + after
+	return "VALUE", usage
 }
 
 // exitsText lists the codes that a command can end with, for its help.

@@ -31,7 +31,7 @@ Examples:
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "show all images (there are no hidden ones; for docker's sake)"},
 			&cli.BoolFlag{Name: "digests", Usage: "show digests"},
-			&cli.StringSliceFlag{Name: "filter", Aliases: []string{"f"}, Usage: "list only what `KEY=VALUE` matches"},
+			&cli.StringSliceFlag{Name: "filter", Aliases: []string{"f"}, Usage: "`KEY=VALUE` list only what matches"},
 			formatFlag(),
 			&cli.BoolFlag{Name: "no-trunc", Usage: "do not shorten IDs"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print IDs only"},
@@ -41,7 +41,7 @@ Examples:
 }
 
 func formatFlag() cli.Flag {
-	return &cli.StringFlag{Name: "format", Usage: "print with a Go `TEMPLATE`; or json, table, or 'table TEMPLATE'"}
+	return &cli.StringFlag{Name: "format", Usage: "`TEMPLATE` Go template, json, table, or 'table TEMPLATE'"}
 }
 
 // imageRow is one line of `imgfs images`; names and meanings are docker's.
@@ -65,6 +65,9 @@ const (
 
 func listImages(c *cli.Context) error {
 	if err := argsBetween(c, 0, 1); err != nil {
+		return err
+	}
+	if err := checkFormat(c); err != nil {
 		return err
 	}
 	filters := map[string][]string{}

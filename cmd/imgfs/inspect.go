@@ -26,7 +26,7 @@ Examples:
 
 ` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Conflict, fault.Unavailable),
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "print with a Go `TEMPLATE`; or json"},
+			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "`TEMPLATE` Go template, or json"},
 		},
 		Action: inspect,
 	})
@@ -34,6 +34,9 @@ Examples:
 
 func inspect(c *cli.Context) error {
 	if err := argsBetween(c, 1, -1); err != nil {
+		return err
+	}
+	if err := checkFormat(c); err != nil {
 		return err
 	}
 	client, err := connect(c)

@@ -78,8 +78,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		// Errors are printed by run, in one form; the library must not exit.
 		ExitErrHandler: func(*cli.Context, error) {},
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "root", Usage: "directory of the `STORE` (default: /var/lib/imgfs, or $XDG_DATA_HOME/imgfs without root)", EnvVars: []string{"IMGFS_ROOT"}},
-			&cli.StringFlag{Name: "log-level", Usage: "`LEVEL` of the daemon this command starts or runs: debug, info, warn, error", Value: "info", EnvVars: []string{"IMGFS_LOG_LEVEL"}},
+			&cli.StringFlag{Name: "root", Usage: "`STORE` directory of everything (default: /var/lib/imgfs, or $XDG_DATA_HOME/imgfs without root)", EnvVars: []string{"IMGFS_ROOT"}},
+			&cli.StringFlag{Name: "log-level", Usage: "`LEVEL` log level of the daemon that this command starts or runs: debug, info, warn, error", Value: "info", EnvVars: []string{"IMGFS_LOG_LEVEL"}},
 			&cli.BoolFlag{Name: "debug", Aliases: []string{"D"}, Usage: "same as --log-level debug"},
 			&cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "show help"},
 			&cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"},

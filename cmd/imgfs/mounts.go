@@ -57,6 +57,9 @@ func listMounts(c *cli.Context) error {
 	if err := argsBetween(c, 0, 0); err != nil {
 		return err
 	}
+	if err := checkFormat(c); err != nil {
+		return err
+	}
 	client, err := connect(c)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 
@@ -125,8 +126,10 @@ func (p *permuter) long(tok string, rest []string) ([]string, error) {
 
 // short takes -x, joined short flags -xyz, -x value, -xvalue and -x=value.
 func (p *permuter) short(tok string, rest []string) ([]string, error) {
-	for i, r := range tok {
-		name, after := string(r), tok[i+len(string(r)):]
+	for after := tok; after != ""; {
+		_, width := utf8.DecodeRuneInString(after)
+		name := after[:width]
+		after = after[width:]
 		l, f := p.find(name)
 		if f == nil {
 			return nil, p.unknown("-"+name, tok)

@@ -138,7 +138,7 @@ func TestPermutedIsUnderstood(t *testing.T) {
 }
 
 func FuzzPermute(f *testing.F) {
-	for _, line := range []string{"mount a b --ro", "images -aqf x=y", "-- x", "--root", "daemon stop -f", "-é"} {
+	for _, line := range []string{"mount a b --ro", "images -aqf x=y", "-- x", "--root", "daemon stop -f", "-é", "-\x99"} {
 		f.Add(line)
 	}
 	f.Fuzz(func(t *testing.T, line string) {

@@ -31,7 +31,7 @@ Examples:
   imgfs status --format json
 
 ` + exitsText(fault.Failed, fault.Invalid, fault.Unavailable),
-		Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: "print with a Go `TEMPLATE`; or json"}},
+		Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: "`TEMPLATE` Go template, or json"}},
 		Action: status,
 	})
 }

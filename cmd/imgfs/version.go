@@ -26,7 +26,7 @@ Examples:
   imgfs version --format '{{.Client.Version}}'
 
 ` + exitsText(fault.Failed, fault.Invalid),
-		Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: "print with a Go `TEMPLATE`; or json"}},
+		Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: "`TEMPLATE` Go template, or json"}},
 		Action: printVersion,
 	})
 }

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestComplete(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		words string // the last is under the cursor, "_" is an empty one
+		want  string
+	}{
+		{"mo", "mount mounts"},
+		{"--root /s mo", "mount mounts"},
+		{"daemon _", "stop"},
+		{"daemon --i", "--idle"},
+		{"mount --pu", "--pull"},
+		{"mount --pull _", "always missing never"},
+		{"mount --pull n", "never"},
+		{"mount --driver=e", "--driver=erofs"},
+		{"mount --root _", ":dir"},
+		{"mount x --authfile _", ":file"},
+		{"mount ubuntu _", ":dir"},
+		{"mount ubuntu -q _", ":dir"},
+		{"layout _", ":dir"},
+		{"images -f _", "before= dangling= label= reference= since= until="},
+		{"completion _", "bash fish zsh"},
+		{"nonsense _", ""},
+		{"gc --roo", "--root"},
+	} {
+		var b bytes.Buffer
+		words := strings.Fields(test.words)
+		if n := len(words) - 1; words[n] == "_" {
+			words[n] = ""
+		}
+		app := newApp(&b, io.Discard)
+		complete(t.Context(), app, words)
+		var got []string
+		for line := range strings.Lines(b.String()) {
+			word, _, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+			got = append(got, word)
+		}
+		slices.Sort(got)
+		if s := strings.Join(got, " "); s != test.want {
+			t.Errorf("%q: %q, want %q", test.words, s, test.want)
+		}
+	}
+}
+
+// The scripts are at least valid in the shells that are installed.
+func TestCompletionScripts(t *testing.T) {
+	t.Parallel()
+	for shell, script := range completionScripts {
+		path, err := exec.LookPath(shell)
+		if err != nil {
+			t.Logf("%s is not installed", shell)
+			continue
+		}
+		cmd := exec.CommandContext(t.Context(), path, "-n")
+		cmd.Stdin = strings.NewReader(script)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", shell, err, out)
+		}
+	}
+}

@@ -1,0 +1,411 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/fs"
+	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/imgtest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(guarded{m}, map[string]func(){"imgfs": main})
+}
+
+// guarded makes a run fail that leaves a mount.
+type guarded struct{ m *testing.M }
+
+func (g guarded) Run() int { return imgtest.Main(g.m) }
+
+// TestScripts runs testdata/script/*.txtar. Each script has a store, a
+// registry ($REG) and an empty directory to mount on ($MNT) of its own. Beside
+// testscript's commands there are those of scriptCommands.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireUniqueNames:  true,
+		RequireExplicitExec: true,
+		Setup:               setUp,
+		Cmds:                scriptCommands,
+	})
+}
+
+// needRoot skips where real mounts cannot be made.
+func needRoot(t *testing.T) {
+	reason := ""
+	if os.Geteuid() != 0 {
+		reason = "not root"
+	} else if _, err := os.Stat("/dev/fuse"); err != nil {
+		reason = err.Error()
+	}
+	if reason == "" {
+		return
+	}
+	if os.Getenv("IMGFS_REQUIRE_FUSE") == "1" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
+
+// running is what a script's commands share.
+type running struct {
+	testing.TB
+	reg *imgtest.Registry
+}
+
+type runningKey struct{}
+
+func of(ts *testscript.TestScript) running { return ts.Value(runningKey{}).(running) }
+
+func setUp(env *testscript.Env) error {
+	t := env.T().(testing.TB)
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	env.Values[runningKey{}] = running{t, reg}
+	env.Setenv("REG", reg.Host)
+	env.Setenv("MNT", filepath.Join(env.WorkDir, "mnt"))
+	env.Setenv("IMGFS_ROOT", filepath.Join(env.WorkDir, "store"))
+	env.Setenv("IMGFS_CERTS_DIR", filepath.Join(env.WorkDir, "certs"))
+	env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, "docker"))
+	env.Setenv("HOME", env.WorkDir)
+	for _, dir := range []string{"mnt", "certs", "docker"} {
+		if err := os.MkdirAll(filepath.Join(env.WorkDir, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	exe, err := exec.LookPath("imgfs")
+	if err != nil {
+		return err
+	}
+	vars := slices.Clone(env.Vars)
+	env.Defer(func() {
+		cmd := exec.Command(exe, "daemon", "stop", "--force")
+		cmd.Env = vars
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("daemon stop: %v: %s", err, out)
+		}
+		for _, m := range mountsBelow(t, env.WorkDir) {
+			t.Errorf("left behind: %s at %s", m.Source, m.Target)
+			unix.Unmount(m.Target, unix.MNT_DETACH)
+		}
+		if log, err := os.ReadFile(filepath.Join(env.WorkDir, "store", "daemon.log")); err == nil && t.Failed() {
+			t.Logf("daemon.log:\n%s", log)
+		}
+	})
+	return nil
+}
+
+func mountsBelow(t testing.TB, dir string) []fs.MountPoint {
+	all, err := fs.Mounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(all, func(m fs.MountPoint) bool {
+		return !strings.HasPrefix(m.Target, dir+"/") || !m.Imgfs() && m.Type != "erofs"
+	})
+}
+
+var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
+	"image":      cmdImage,
+	"fault":      cmdFault,
+	"heal":       func(ts *testscript.TestScript, _ bool, _ []string) { of(ts).reg.Heal() },
+	"requests":   cmdRequests,
+	"fails":      cmdFails,
+	"interrupt":  cmdInterrupt,
+	"parallel":   cmdParallel,
+	"expand":     cmdExpand,
+	"mounted":    cmdMounted,
+	"empty":      cmdEmpty,
+	"tmpfs":      cmdTmpfs,
+	"killdaemon": cmdKillDaemon,
+	"busybox":    cmdBusybox,
+	"nobody":     cmdNobody,
+}
+
+// image [-platform OS/ARCH] REPO:TAG FILE... puts an image into the script's
+// registry whose layers, lowest first, are FILEs in the language of
+// imgtest.Tar. With -platform it stands in an index, alone.
+func cmdImage(ts *testscript.TestScript, _ bool, args []string) {
+	platform := ""
+	if len(args) > 1 && args[0] == "-platform" {
+		platform, args = args[1], args[2:]
+	}
+	if len(args) < 2 {
+		ts.Fatalf("usage: image [-platform OS/ARCH] REPO:TAG FILE...")
+	}
+	t, reg := of(ts).TB, of(ts).reg
+	repo, tag, _ := strings.Cut(args[0], ":")
+	type descriptor struct {
+		MediaType string            `json:"mediaType"`
+		Digest    id.Blob           `json:"digest"`
+		Size      int               `json:"size"`
+		Platform  map[string]string `json:"platform,omitempty"`
+	}
+	var layers []descriptor
+	var diffs []id.Blob
+	for _, name := range args[1:] {
+		stream, err := imgtest.Tar(ts.ReadFile(name))
+		ts.Check(err)
+		var z bytes.Buffer
+		zw := gzip.NewWriter(&z)
+		_, err = zw.Write(stream)
+		ts.Check(errors.Join(err, zw.Close()))
+		diffs = append(diffs, id.BlobOf(stream))
+		layers = append(layers, descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Digest: reg.PutBlob(t, z.Bytes()), Size: z.Len()})
+	}
+	osName, arch, _ := strings.Cut("linux/amd64", "/")
+	if platform != "" {
+		osName, arch, _ = strings.Cut(platform, "/")
+	}
+	marshal := func(v any) []byte {
+		b, err := json.Marshal(v)
+		ts.Check(err)
+		return b
+	}
+	config := marshal(map[string]any{
+		"os": osName, "architecture": arch, "created": "2014-04-17T00:00:00Z",
+		"config": map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"/bin/sh"}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+	})
+	const manifestType = "application/vnd.oci.image.manifest.v1+json"
+	manifest := marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": manifestType,
+		"config": descriptor{MediaType: "application/vnd.oci.image.config.v1+json", Digest: reg.PutBlob(t, config), Size: len(config)},
+		"layers": layers,
+	})
+	if platform == "" {
+		reg.PutManifest(t, repo, tag, manifestType, manifest)
+		return
+	}
+	digest := reg.PutManifest(t, repo, "", manifestType, manifest)
+	const indexType = "application/vnd.oci.image.index.v1+json"
+	reg.PutManifest(t, repo, tag, indexType, marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": indexType,
+		"manifests": []descriptor{{MediaType: manifestType, Digest: digest, Size: len(manifest), Platform: map[string]string{"os": osName, "architecture": arch}}},
+	}))
+}
+
+// fault KIND [KEY=VALUE...] makes the registry's answers of a kind fail:
+// times, status, short, body, flip=1, stall=1.
+func cmdFault(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) == 0 {
+		ts.Fatalf("usage: fault KIND [KEY=VALUE...]")
+	}
+	f := imgtest.Fault{On: imgtest.Kind(args[0])}
+	for _, a := range args[1:] {
+		k, v, _ := strings.Cut(a, "=")
+		n, _ := strconv.Atoi(v)
+		switch k {
+		case "times":
+			f.Times = n
+		case "status":
+			f.Status = n
+		case "short":
+			f.Short = int64(n)
+		case "body":
+			f.Body = v
+		case "flip":
+			f.Flip = true
+		case "stall":
+			f.Stall = true
+		default:
+			ts.Fatalf("fault: %s?", k)
+		}
+	}
+	of(ts).reg.Inject(f)
+}
+
+// requests N [KIND...] compares the number of requests since the last time.
+func cmdRequests(ts *testscript.TestScript, _ bool, args []string) {
+	reg := of(ts).reg
+	var kinds []imgtest.Kind
+	for _, k := range args[1:] {
+		kinds = append(kinds, imgtest.Kind(k))
+	}
+	if n := reg.Count(kinds...); strconv.Itoa(n) != args[0] {
+		ts.Fatalf("%d requests, want %s", n, args[0])
+	}
+	reg.Forget()
+}
+
+// fails CODE COMMAND ARGS... runs a command that must end with CODE. An error
+// of imgfs is checked for its form: one line, and at most one hint.
+func cmdFails(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != want {
+		ts.Fatalf("%v, want exit status %d", err, want)
+	}
+	if text := ts.ReadFile("stderr"); args[1] == "imgfs" && !errorForm.MatchString(text) {
+		ts.Fatalf("not the form of an error: %q", text)
+	}
+}
+
+var errorForm = regexp.MustCompile(`^([0-9a-zA-Z.]+: .*\n|Error: No such image: .*\n)*imgfs: [^\n]*[^\n.]\n(hint: [^\n]+\n)?$|^(Error: No such image: .*\n)+$`)
+
+// interrupt TEXT COMMAND ARGS... runs a command and interrupts it when TEXT is
+// in its standard error. It must end with 130.
+func cmdInterrupt(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := exec.Command(args[1], args[2:]...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = environment(ts)
+	stderr, err := cmd.StderrPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	sent := false
+	var text strings.Builder
+	for sc := bufio.NewScanner(stderr); sc.Scan(); {
+		fmt.Fprintln(&text, sc.Text())
+		if !sent && strings.Contains(sc.Text(), args[0]) {
+			sent = true
+			ts.Check(cmd.Process.Signal(os.Interrupt))
+		}
+	}
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); !sent || code != 130 || !strings.HasSuffix(text.String(), "\nimgfs: interrupted\n") {
+		ts.Fatalf("interrupted %v, exit status %d, want 130\n%s", sent, code, text.String())
+	}
+}
+
+func environment(ts *testscript.TestScript) []string {
+	env := os.Environ()
+	for _, name := range []string{"WORK", "REG", "MNT", "IMGFS_ROOT", "IMGFS_CERTS_DIR", "DOCKER_CONFIG", "HOME", "TMPDIR"} {
+		env = append(env, name+"="+ts.Getenv(name))
+	}
+	return env
+}
+
+// parallel N COMMAND ARGS... runs N commands at once, %d being the number of
+// each, and all must succeed.
+func cmdParallel(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		cmd := exec.Command(args[1])
+		for _, a := range args[2:] {
+			cmd.Args = append(cmd.Args, strings.ReplaceAll(a, "%d", strconv.Itoa(i)))
+		}
+		cmd.Dir, cmd.Env = ts.MkAbs("."), environment(ts)
+		wg.Go(func() {
+			if out, err := cmd.CombinedOutput(); err != nil {
+				errs[i] = fmt.Errorf("%v: %w: %s", cmd.Args, err, out)
+			}
+		})
+	}
+	wg.Wait()
+	ts.Check(errors.Join(errs...))
+}
+
+// expand FILE... replaces $NAME in files by the script's variables.
+func cmdExpand(ts *testscript.TestScript, _ bool, args []string) {
+	for _, name := range args {
+		text := os.Expand(ts.ReadFile(name), ts.Getenv)
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o600))
+	}
+}
+
+// [!] mounted DIR...
+func cmdMounted(ts *testscript.TestScript, neg bool, args []string) {
+	for _, dir := range args {
+		if _, err := mountAt(ts.MkAbs(dir)); (err == nil) == neg {
+			ts.Fatalf("%s: mounted: %v, want %v", dir, err == nil, !neg)
+		}
+	}
+}
+
+// empty DIR... : a directory without entries, or none at all.
+func cmdEmpty(ts *testscript.TestScript, neg bool, args []string) {
+	for _, dir := range args {
+		entries, err := os.ReadDir(ts.MkAbs(dir))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			ts.Check(err)
+		}
+		if (len(entries) == 0) == neg {
+			ts.Fatalf("%s: %v", dir, entries)
+		}
+	}
+}
+
+// tmpfs DIR SIZE mounts a small file system for the script.
+func cmdTmpfs(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o700))
+	ts.Check(unix.Mount("imgtest", dir, "tmpfs", 0, "size="+args[1]))
+	ts.Defer(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+// killdaemon kills the store's daemon with SIGKILL and waits until it is gone.
+func cmdKillDaemon(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check(ts.Exec("imgfs", "status", "--format", "{{.PID}}"))
+	pid, err := strconv.Atoi(strings.TrimSpace(ts.ReadFile("stdout")))
+	ts.Check(err)
+	fd, err := unix.PidfdOpen(pid, 0)
+	ts.Check(err)
+	defer unix.Close(fd)
+	ts.Check(unix.PidfdSendSignal(fd, syscall.SIGKILL, nil, 0))
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		if err != unix.EINTR {
+			ts.Check(err)
+			return
+		}
+	}
+}
+
+// busybox DIR makes an OCI layout of the machine's busybox, and sets $BUSYBOX
+// to its path.
+func cmdBusybox(ts *testscript.TestScript, _ bool, args []string) {
+	layout, err := imgtest.Busybox(context.Background(), ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Setenv("BUSYBOX", layout)
+}
+
+// nobody DIR makes DIR one that an unprivileged user owns and can reach, with
+// a copy of the program in it.
+func cmdNobody(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o700))
+	exe, err := exec.LookPath("imgfs")
+	ts.Check(err)
+	b, err := os.ReadFile(exe)
+	ts.Check(err)
+	ts.Check(os.WriteFile(filepath.Join(dir, "imgfs"), b, 0o755))
+	for _, sub := range []string{"home", "run", "mnt"} {
+		ts.Check(os.MkdirAll(filepath.Join(dir, sub), 0o700))
+	}
+	ts.Check(filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
+		return errors.Join(err, os.Lchown(p, nobodyID, nobodyID))
+	}))
+	// The directories above are only to be passed through.
+	for up := filepath.Dir(dir); strings.HasPrefix(up, os.TempDir()+"/"); up = filepath.Dir(up) {
+		st, err := os.Stat(up)
+		ts.Check(err)
+		ts.Check(os.Chmod(up, st.Mode().Perm()|0o011))
+	}
+}
+
+const nobodyID = 65534
