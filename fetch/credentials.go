@@ -252,11 +252,9 @@ func (e authEntry) credentials() (credentials, error) {
 	if err != nil || !ok || user == "" {
 		return credentials{}, errors.New("auth is not base64 of user:password")
 	}
-	c.username, c.password = user, strings.TrimRight(pass, "\x00")
-	if c.username == "<token>" {
-		c = credentials{identity: firstOf(c.identity, c.password)}
-	}
-	return c, nil
+	u := userCredentials(user, strings.TrimRight(pass, "\x00"))
+	u.identity, u.bearer = firstOf(c.identity, u.identity), c.bearer
+	return u, nil
 }
 
 var programName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
@@ -288,10 +286,16 @@ func askProgram(ctx context.Context, name, server string) (credentials, error) {
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		return credentials{}, fmt.Errorf("%s: its answer is not valid JSON", name)
 	}
-	if got.Username == "<token>" {
-		return credentials{identity: got.Secret}, nil
+	return userCredentials(got.Username, got.Secret), nil
+}
+
+// userCredentials returns what a name and a secret stand for: docker and its
+// credential programs keep an identity token under the name <token>.
+func userCredentials(name, secret string) credentials {
+	if name == "<token>" {
+		return credentials{identity: secret}
 	}
-	return credentials{username: got.Username, password: got.Secret}, nil
+	return credentials{username: name, password: secret}
 }
 
 // limitedBuffer keeps what a program says, up to maxAuthFile bytes.

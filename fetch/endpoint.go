@@ -97,7 +97,7 @@ func (c *Client) newEndpointLocked(cfg hostConfig, domain string, own bool) *end
 			if o.Token != "" {
 				return credentials{bearer: o.Token}, nil
 			}
-			return credentials{username: o.Username, password: o.Password}, nil
+			return userCredentials(o.Username, o.Password), nil
 		}
 		return c.opts.Auth.lookup(ctx, c.opts.Logger, e.host, repository)
 	})
