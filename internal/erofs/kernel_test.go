@@ -34,6 +34,7 @@ func mountKernel(t *testing.T, image []byte, devices []string) string {
 	t.Cleanup(func() {
 		if err := unix.Unmount(at, 0); err != nil {
 			t.Errorf("unmount %s: %v", at, err)
+			unix.Unmount(at, unix.MNT_DETACH) // a failed comparison may hold descriptors
 		}
 	})
 	return at
@@ -81,79 +82,73 @@ func compareKernel(t *testing.T, m *Image, root string, devices []string) {
 		defer f.Close()
 		data = append(data, f)
 	}
-	seen := uint64(0)
+	seen := 0
 	var walk func(path string, n NID)
 	walk = func(path string, n NID) {
-		if t.Failed() && seen > 1000 {
-			return
-		}
 		seen++
-		full := []byte(filepath.Join(root, ".") + "/" + path)
-		var a Attr
-		if err := m.Stat(n, &a); err != nil {
-			t.Fatalf("stat %q: %v", path, err)
+		names, nids := compareInode(t, m, n, root, path, data)
+		for i := range names {
+			walk(strings.TrimPrefix(path+"/"+names[i], "/"), nids[i])
 		}
-		var st unix.Stat_t
-		dirfd, name := openParent(t, string(full))
-		if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			t.Fatalf("lstat %q: %v", path, err)
-		}
-		kernel := fmt.Sprintf("ino=%d %o %d:%d nlink=%d rdev=%#x size=%d mtime=%d.%09d", st.Ino, st.Mode, st.Uid, st.Gid, st.Nlink,
-			oldDev(st.Rdev), st.Size, st.Mtim.Sec, st.Mtim.Nsec)
-		ours := fmt.Sprintf("ino=%d %o %d:%d nlink=%d rdev=%#x size=%d mtime=%d.%09d", n, a.Mode, a.UID, a.GID, a.Nlink,
-			a.Rdev, a.Size, a.Mtime, a.MtimeNsec)
-		if kernel != ours {
-			t.Errorf("%q\nkernel %s\nreader %s", path, kernel, ours)
-		}
-		compareXattrs(t, m, n, fmt.Sprintf("/proc/self/fd/%d/%s", dirfd, name), path)
-		switch a.Mode & modeType {
-		case modeSymlink:
-			buf := make([]byte, 8192)
-			size, err := unix.Readlinkat(dirfd, name, buf)
-			target, err2 := m.ReadLink(n)
-			if err != nil || err2 != nil || !bytes.Equal(buf[:size], target) {
-				t.Errorf("%q: target %.40q %v, reader %.40q %v", path, buf[:max(size, 0)], err, target, err2)
-			}
-		case modeRegular:
-			fd, err := unix.Openat(dirfd, name, unix.O_RDONLY, 0)
-			if err != nil {
-				t.Fatalf("open %q: %v", path, err)
-			}
-			f := os.NewFile(uintptr(fd), path)
-			compareData(t, m, n, a.Size, f, data, path)
-			f.Close()
-		case modeDir:
-			fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-			if err != nil {
-				t.Fatalf("open %q: %v", path, err)
-			}
-			f := os.NewFile(uintptr(fd), path)
-			want, err := f.Readdirnames(-1)
-			f.Close()
-			if err != nil {
-				t.Fatalf("list %q: %v", path, err)
-			}
-			var got []string
-			var nids []NID
-			m.ReadDir(n, 0, func(e *Dirent) bool {
-				if s := string(e.Name); s != "." && s != ".." {
-					got, nids = append(got, s), append(nids, e.NID)
-				}
-				return true
-			})
-			if !slices.Equal(got, want) {
-				t.Errorf("%q: kernel lists %d names, reader %d", path, len(want), len(got))
-			}
-			unix.Close(dirfd)
-			for i := range got {
-				walk(strings.TrimPrefix(path+"/"+got[i], "/"), nids[i])
-			}
-			return
-		}
-		unix.Close(dirfd)
 	}
 	walk("", m.Root())
 	t.Logf("%d paths compared", seen)
+}
+
+// compareInode compares one inode; it returns a directory's entries.
+func compareInode(t *testing.T, m *Image, n NID, root, path string, data []*os.File) (names []string, nids []NID) {
+	t.Helper()
+	var a Attr
+	if err := m.Stat(n, &a); err != nil {
+		t.Fatalf("stat %q: %v", path, err)
+	}
+	dirfd, name := openParent(t, root+"/"+path)
+	defer unix.Close(dirfd)
+	var st unix.Stat_t
+	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		t.Fatalf("lstat %q: %v", path, err)
+	}
+	const form = "ino=%d %o %d:%d nlink=%d rdev=%#x size=%d mtime=%d.%09d"
+	kernel := fmt.Sprintf(form, st.Ino, st.Mode, st.Uid, st.Gid, st.Nlink, encodeDev(st.Rdev), st.Size, st.Mtim.Sec, st.Mtim.Nsec)
+	reader := fmt.Sprintf(form, n, a.Mode, a.UID, a.GID, a.Nlink, a.Rdev, a.Size, a.Mtime, a.MtimeNsec)
+	if kernel != reader {
+		t.Errorf("%q\nkernel %s\nreader %s", path, kernel, reader)
+	}
+	compareXattrs(t, m, n, fmt.Sprintf("/proc/self/fd/%d/%s", dirfd, name), path)
+	switch a.Mode & modeType {
+	case modeSymlink:
+		buf := make([]byte, 8192)
+		size, err := unix.Readlinkat(dirfd, name, buf)
+		target, err2 := m.ReadLink(n)
+		if err != nil || err2 != nil || !bytes.Equal(buf[:size], target) {
+			t.Errorf("%q: target %.40q %v, reader %.40q %v", path, buf[:max(size, 0)], err, target, err2)
+		}
+	case modeRegular, modeDir:
+		fd, err := unix.Openat(dirfd, name, unix.O_RDONLY, 0)
+		if err != nil {
+			t.Fatalf("open %q: %v", path, err)
+		}
+		f := os.NewFile(uintptr(fd), path)
+		defer f.Close()
+		if a.Mode&modeType == modeRegular {
+			compareData(t, m, n, a.Size, f, data, path)
+			return nil, nil
+		}
+		want, err := f.Readdirnames(-1)
+		if err != nil {
+			t.Fatalf("list %q: %v", path, err)
+		}
+		m.ReadDir(n, 0, func(e *Dirent) bool {
+			if s := string(e.Name); s != "." && s != ".." {
+				names, nids = append(names, s), append(nids, e.NID)
+			}
+			return true
+		})
+		if !slices.Equal(names, want) {
+			t.Errorf("%q: kernel lists %d names, reader %d", path, len(want), len(names))
+		}
+	}
+	return names, nids
 }
 
 // openParent opens the directory of a path that may be longer than PATH_MAX.
@@ -181,8 +176,8 @@ func openParent(t *testing.T, path string) (int, string) {
 	return fd, parts[0]
 }
 
-// oldDev returns the kernel's new_encode_dev form of a stat(2) device number.
-func oldDev(dev uint64) uint32 {
+// encodeDev returns the kernel's new_encode_dev form of a stat(2) device number.
+func encodeDev(dev uint64) uint32 {
 	major, minor := unix.Major(dev), unix.Minor(dev)
 	return minor&0xff | major<<8 | minor&^0xff<<12
 }
