@@ -22,7 +22,8 @@ import (
 //
 //	mode=0644 uid=0 gid=0 mtime=SECONDS[.FRACTION]
 //	size=N             N bytes of a pattern as data
-//	xattr:NAME=VALUE   as SCHILY.xattr; pax:KEY=VALUE any PAX record
+//	xattr:NAME=VALUE   as SCHILY.xattr; pax:KEY=VALUE any PAX record,
+//	                   paxraw=BYTES what may be none
 //	libarchive:NAME=VALUE  as LIBARCHIVE.xattr
 //	format=v7|ustar|gnu    gnu writes long names as entries of type L and K
 //	base256=1          numbers in GNU's binary form
@@ -175,7 +176,7 @@ func (w *tarWriter) line(words []string) error {
 func isOption(word string) bool {
 	k, _, ok := strings.Cut(word, "=")
 	k, _, _ = strings.Cut(k, ":")
-	return ok && strings.Contains(" mode uid gid mtime size xattr libarchive pax format base256 type declare sparse map at sum ", " "+k+" ")
+	return ok && strings.Contains(" mode uid gid mtime size xattr libarchive pax format base256 type declare sparse map at sum paxraw ", " "+k+" ")
 }
 
 // entry is one tar entry to be written.
@@ -257,6 +258,8 @@ func (e *entry) option(word string) error {
 		}
 	case "sum":
 		e.sum = value
+	case "paxraw":
+		e.records = append(e.records, value...)
 	default:
 		return fmt.Errorf("unknown option")
 	}

@@ -51,7 +51,6 @@ func (x *Indexer) apply(h *header, d data) error {
 	x.path = clean(x.path[:0], h.name)
 	path := x.path
 	if len(path) > x.limits.Path {
-		x.entry = x.entry[:min(len(x.entry), 64)]
 		return fmt.Errorf("path of %d bytes (limit %d)", len(path), x.limits.Path)
 	}
 	x.sum.Headers++

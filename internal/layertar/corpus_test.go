@@ -13,7 +13,7 @@ import (
 // TestCorpus indexes every layer of the corpus. A case of one layer has to give
 // the wanted tree already, but for the marks that a merge takes off.
 func TestCorpus(t *testing.T) {
-	for _, c := range imgtest.Cases(t, "../../testdata/layers") {
+	for _, c := range imgtest.Cases(t, "../../testdata") {
 		t.Run(c.Name, func(t *testing.T) {
 			var got string
 			for i, layer := range c.Layers {

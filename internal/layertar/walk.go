@@ -82,7 +82,7 @@ func (x *Indexer) refuse(err error) error {
 	if errors.Is(err, erofs.ErrLimit) || len(x.entry) == 0 {
 		x.err = fault.New(fault.Integrity, "tar at byte %d: %w", x.off, err)
 	} else {
-		x.err = fault.New(fault.Integrity, "tar entry %q at byte %d: %w", x.entry, x.off, err)
+		x.err = fault.New(fault.Integrity, "tar entry %.200q at byte %d: %w", x.entry, x.off, err)
 	}
 	return x.err
 }
@@ -272,7 +272,8 @@ func (x *Indexer) skip(n int64) {
 // end says whether the stream may end here: at an entry's border, or in the
 // padding of the last one, as archive/tar has it.
 func (x *Indexer) end() error {
-	if x.have > 0 {
+	if x.have > 0 && x.state == inHeader {
+		x.entry = x.entry[:0] // the last one was complete
 		return errors.New("truncated in a header")
 	}
 	switch x.state {
