@@ -57,7 +57,7 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 					try--
 					continue
 				}
-				if aerr == nil || status == http.StatusBadRequest {
+				if aerr == nil {
 					aerr = &statusError{method: r.method, url: redact(resp.Request.URL), host: e.host, status: status}
 				}
 				return nil, aerr
