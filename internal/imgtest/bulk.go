@@ -13,7 +13,7 @@ import (
 )
 
 // SmallFiles writes the OCI layout dir/small-N of an image of n small files in
-// three layers, as a node application has them: median 436 bytes, a few large,
+// three layers, as a node application has them: median 436 bytes, mean about 8 KB,
 // ten to a directory, text that gzip makes a third of. It does nothing where
 // the layout exists.
 func SmallFiles(ctx context.Context, dir string, n int) (string, error) {
@@ -27,7 +27,7 @@ func SmallFiles(ctx context.Context, dir string, n int) (string, error) {
 					return err
 				}
 			}
-			size := int(436 * math.Exp(1.6*rnd.NormFloat64()))
+			size := int(436 * math.Exp(2.4*rnd.NormFloat64()))
 			text = prose(rnd, text[:0], min(size, 1<<20))
 			if err := os.WriteFile(filepath.Join(pkg, fmt.Sprintf("module%d.js", i%10)), text, 0o644); err != nil {
 				return err
@@ -125,7 +125,9 @@ func LayoutLayers(layout string) ([]string, error) {
 		}
 		return json.Unmarshal(b, v)
 	}
-	blob := func(digest string) string { return filepath.Join("blobs/sha256", strings.TrimPrefix(digest, "sha256:")) }
+	blob := func(digest string) string {
+		return filepath.Join("blobs/sha256", strings.TrimPrefix(digest, "sha256:"))
+	}
 	if err := read("index.json", &index); err != nil {
 		return nil, err
 	}
