@@ -13,8 +13,8 @@ func rmiCommand() *cli.Command {
 		Name: "rmi", ArgsUsage: "IMAGE [IMAGE...]",
 		Usage: "remove names of images, and images without a name",
 		Description: `
-The layers of a removed image stay until imgfs gc. A mounted image is only
-removed with --force; its mounts go on.
+With its last name an image goes, and with it the layers that nothing else
+uses. A mounted image is only removed with --force; its mounts go on.
 
 Examples:
   imgfs rmi ubuntu:14.04
@@ -61,10 +61,11 @@ func gcCommand() *cli.Command {
 		Name:  "gc",
 		Usage: "delete layers that no image and no mount uses",
 		Description: `
-Prints what was deleted and the disk space that came free.
+Such layers are left by pulls that failed half-way. Prints what was deleted
+and the disk space that came free.
 
 Example:
-  imgfs rmi ubuntu:14.04 && imgfs gc
+  imgfs gc
 
 ` + exitsText(fault.Failed, fault.Invalid, fault.Unavailable),
 		Flags: []cli.Flag{

@@ -71,17 +71,18 @@ func needRoot(t *testing.T) {
 // running is what a script's commands share.
 type running struct {
 	testing.TB
-	reg *imgtest.Registry
+	reg        *imgtest.Registry
+	foreground *exec.Cmd // nil unless one runs
 }
 
 type runningKey struct{}
 
-func of(ts *testscript.TestScript) running { return ts.Value(runningKey{}).(running) }
+func of(ts *testscript.TestScript) *running { return ts.Value(runningKey{}).(*running) }
 
 func setUp(env *testscript.Env) error {
 	t := env.T().(testing.TB)
 	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
-	env.Values[runningKey{}] = running{t, reg}
+	env.Values[runningKey{}] = &running{TB: t, reg: reg}
 	env.Setenv("REG", reg.Host)
 	env.Setenv("MNT", filepath.Join(env.WorkDir, "mnt"))
 	env.Setenv("IMGFS_ROOT", filepath.Join(env.WorkDir, "store"))
@@ -140,6 +141,11 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"killdaemon": cmdKillDaemon,
 	"busybox":    cmdBusybox,
 	"nobody":     cmdNobody,
+	"foreground": cmdForeground,
+	"interrupted": func(ts *testscript.TestScript, _ bool, _ []string) {
+		ts.Check(of(ts).foreground.Process.Signal(os.Interrupt))
+	},
+	"ended": cmdEnded,
 }
 
 // image [-platform OS/ARCH] REPO:TAG FILE... puts an image into the script's
@@ -385,7 +391,8 @@ func cmdBusybox(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // nobody DIR makes DIR one that an unprivileged user owns and can reach, with
-// a copy of the program in it.
+// a copy of the program in it, and sets $AS_NOBODY to a script that runs it
+// as that user.
 func cmdNobody(ts *testscript.TestScript, _ bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(dir, 0o700))
@@ -394,7 +401,11 @@ func cmdNobody(ts *testscript.TestScript, _ bool, args []string) {
 	b, err := os.ReadFile(exe)
 	ts.Check(err)
 	ts.Check(os.WriteFile(filepath.Join(dir, "imgfs"), b, 0o755))
-	for _, sub := range []string{"home", "run", "mnt"} {
+	script := fmt.Sprintf("#!/bin/sh\nexec setpriv --reuid %d --regid %d --clear-groups env -i PATH=\"$PATH\" HOME=%s/home XDG_RUNTIME_DIR=%s/run %s/imgfs \"$@\"\n",
+		nobodyID, nobodyID, dir, dir, dir)
+	ts.Check(os.WriteFile(ts.MkAbs("as-nobody"), []byte(script), 0o755))
+	ts.Setenv("AS_NOBODY", ts.MkAbs("as-nobody"))
+	for _, sub := range []string{"home", "run", "mnt", "mnt2"} {
 		ts.Check(os.MkdirAll(filepath.Join(dir, sub), 0o700))
 	}
 	ts.Check(filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
@@ -409,3 +420,43 @@ func cmdNobody(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 const nobodyID = 65534
+
+// foreground COMMAND ARGS... starts a command and goes on when $MNT is
+// mounted.
+func cmdForeground(ts *testscript.TestScript, _ bool, args []string) {
+	var stderr bytes.Buffer
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir, cmd.Env, cmd.Stderr = ts.MkAbs("."), environment(ts), &stderr
+	table, err := os.Open("/proc/self/mountinfo")
+	ts.Check(err)
+	defer table.Close()
+	ts.Check(cmd.Start())
+	of(ts).foreground = cmd
+	ts.Defer(func() { cmd.Process.Kill() }) // no effect on one that has ended
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	ts.Check(err)
+	defer unix.Close(fd)
+	for {
+		if _, err := mountAt(ts.Getenv("MNT")); err == nil {
+			return
+		}
+		// The table says by POLLPRI that it has changed since it was opened.
+		poll := []unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}, {Fd: int32(fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(poll, -1); err != nil && err != unix.EINTR {
+			ts.Check(err)
+		}
+		if poll[1].Revents != 0 {
+			cmd.Wait()
+			ts.Fatalf("%v ended: %v: %s", args, cmd.ProcessState, stderr.String())
+		}
+	}
+}
+
+// ended CODE waits for the foreground command to end with CODE.
+func cmdEnded(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := of(ts).foreground
+	cmd.Wait()
+	if strconv.Itoa(cmd.ProcessState.ExitCode()) != args[0] {
+		ts.Fatalf("%v: %v, want %s: %s", cmd.Args, cmd.ProcessState, args[0], cmd.Stderr)
+	}
+}
