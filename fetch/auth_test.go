@@ -66,6 +66,52 @@ func TestAuthFlows(t *testing.T) {
 	}
 }
 
+// A token server out of order is tried again; nonsense from it is an error of
+// one line; and it cannot send an identity token on to another host.
+func TestTokenServerFails(t *testing.T) {
+	t.Parallel()
+	other := imgtest.NewRegistry(t, imgtest.RegistryOptions{Auth: "token", Identity: "idt"})
+	for _, c := range []struct {
+		name  string
+		fault imgtest.Fault
+		entry string
+		kind  fault.Kind
+		text  string
+	}{
+		{"503 twice", imgtest.Fault{Status: 503, Times: 2}, ``, 0, ""},
+		{"503 for ever", imgtest.Fault{Status: 503}, ``, fault.Network, "503 Service Unavailable"},
+		{"nonsense", imgtest.Fault{Status: 200, Body: "<html>\n<p>secret"}, ``, fault.Network, "answer holds no token"},
+		{"no token", imgtest.Fault{Status: 200, Body: "{\n}"}, ``, fault.Network, "answer holds no token"},
+		{"no POST", imgtest.Fault{Status: 405, Times: 1}, `{"identitytoken":"idt"}`, 0, ""},
+		{"POST redirected", imgtest.Fault{Location: strings.Replace(other.URL, "127.0.0.1", "localhost", 1) + "/token"}, `{"identitytoken":"idt"}`, fault.Network, "another host"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{Auth: "token"})
+			makeImage(t, reg, "x", "1", "")
+			c.fault.On = imgtest.KindToken
+			reg.Inject(c.fault)
+			o := options(t)
+			if c.entry != "" {
+				writeFile(t, filepath.Join(o.Auth.DockerConfig, "config.json"), `{"auths":{"`+reg.Host+`":`+c.entry+`}}`)
+			}
+			_, err := New(o).Resolve(t.Context(), mustParse(t, reg.Host+"/x:1"), Platform{})
+			if c.text == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			wantFault(t, err, c.kind, c.text, "")
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("quotes the answer: %v", err)
+			}
+		})
+	}
+	if other.Count() != 0 {
+		t.Error("the identity token went to another host")
+	}
+}
+
 func TestAuthFromRequest(t *testing.T) {
 	t.Parallel()
 	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{Auth: "basic", Username: "u", Password: "p"})

@@ -3,22 +3,25 @@ package fetch
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/imgfs/imgfs/internal/fault"
 )
 
-// authorizer gets the Authorization header for one endpoint. Tokens live here
-// and nowhere else; what they are made from is looked up each time.
+// authorizer gets the Authorization header for one endpoint. The exchange with
+// the token server is go-containerregistry's; when it happens, to whom
+// credentials go, and how long its result serves is decided here. Tokens live
+// here and nowhere else; what they are made from is looked up each time.
 type authorizer struct {
 	host     string // of the endpoint
 	insecure bool   // plain http allowed to this host
@@ -40,7 +43,6 @@ type grant struct {
 
 const (
 	defaultLife = 60 * time.Second // of a token that does not say, by the spec
-	maxToken    = 1 << 20          // bytes of a token server's answer
 )
 
 func newAuthorizer(host string, insecure bool, client *http.Client, lookup func(context.Context, string) (credentials, error)) *authorizer {
@@ -140,71 +142,60 @@ func (a *authorizer) exchange(ctx context.Context, repository string, c credenti
 	if err != nil {
 		return "", 0, err
 	}
-	scope := firstOf(ch.params["scope"], "repository:"+repository+":pull")
-	var resp *http.Response
-	if c.identity != "" {
-		form := url.Values{"grant_type": {"refresh_token"}, "client_id": {"imgfs"}, "scope": {scope}, "refresh_token": {c.identity}}
-		if s := ch.params["service"]; s != "" {
-			form.Set("service", s)
-		}
-		resp, err = a.ask(ctx, http.MethodPost, realm, strings.NewReader(form.Encode()), credentials{})
-		if err == nil && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusMethodNotAllowed) {
-			resp.Body.Close()
-			resp, err = nil, nil
-			c = credentials{username: "<token>", password: c.identity}
-		}
+	// The transport's own guard knows no server but this one, so that it
+	// passes what realm allowed and refuses redirects to elsewhere inside.
+	server, err := name.NewRegistry(realm.Host)
+	if err != nil {
+		return "", 0, fault.New(fault.Network, "registry %s: its token server's URL is malformed", a.host)
 	}
-	if resp == nil && err == nil {
-		q := realm.Query()
-		q.Set("scope", scope)
-		if s := ch.params["service"]; s != "" {
-			q.Set("service", s)
+	pr := &transport.Challenge{Scheme: "bearer", Parameters: ch.params, Insecure: realm.Scheme == "http"}
+	scopes := []string{firstOf(ch.params["scope"], "repository:"+repository+":pull")}
+	auth := authn.AuthConfig{Username: c.username, Password: c.password, IdentityToken: c.identity}
+	if c.identity != "" {
+		auth.Username, auth.Password = identityUser, c.identity
+	}
+	ask := func() (*transport.Token, error) {
+		by := authn.Anonymous
+		if !c.anonymous() {
+			by = authn.FromConfig(auth)
 		}
-		if c.username != "" {
-			q.Set("account", c.username)
-		}
-		u := *realm
-		u.RawQuery = q.Encode()
-		resp, err = a.ask(ctx, http.MethodGet, &u, nil, c)
+		return transport.Exchange(ctx, server, by, homebound{a.client.Transport, realm.Host}, scopes, pr)
+	}
+	t, err := ask()
+	if te := (*transport.Error)(nil); errors.As(err, &te) && te.StatusCode == http.StatusMethodNotAllowed && auth.IdentityToken != "" {
+		auth.IdentityToken = ""
+		t, err = ask()
+	}
+	if te := (*transport.Error)(nil); errors.As(err, &te) {
+		return "", 0, &statusError{method: http.MethodGet, url: redact(realm), host: realm.Host, status: te.StatusCode}
 	}
 	if err != nil {
+		// What is no failure of the transfer quotes the answer: not for us.
+		if u := (*url.Error)(nil); !errors.As(err, &u) && ctx.Err() == nil {
+			err = errors.New("its answer holds no token")
+		}
 		return "", 0, fmt.Errorf("token server %s: %w", realm.Host, plainError(err))
-	}
-	if resp.StatusCode != http.StatusOK {
-		return "", 0, newStatusError(resp)
-	}
-	defer resp.Body.Close()
-	var t struct {
-		Token       string `json:"token"`
-		AccessToken string `json:"access_token"`
-		ExpiresIn   int    `json:"expires_in"`
-	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxToken)).Decode(&t); err != nil {
-		return "", 0, fmt.Errorf("token server %s: answer is not valid JSON", realm.Host)
-	}
-	token := firstOf(t.Token, t.AccessToken)
-	if token == "" {
-		return "", 0, fmt.Errorf("token server %s: answer holds no token", realm.Host)
 	}
 	life := time.Duration(t.ExpiresIn) * time.Second
 	if t.ExpiresIn <= 0 || t.ExpiresIn > 365*24*3600 {
 		life = defaultLife
 	}
-	return token, life, nil
+	return firstOf(t.Token, t.AccessToken), life, nil
 }
 
-func (a *authorizer) ask(ctx context.Context, method string, u *url.URL, body io.Reader, c credentials) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
-	if err != nil {
-		return nil, errors.New("malformed URL")
+// homebound lets no request with a body leave host: a redirected POST would
+// carry the identity token along.
+type homebound struct {
+	inner http.RoundTripper
+	host  string
+}
+
+func (h homebound) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Body != nil && req.URL.Host != h.host {
+		req.Body.Close()
+		return nil, errForward
 	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	}
-	if c.username != "" {
-		req.Header.Set("Authorization", basic(c))
-	}
-	return a.client.Do(req)
+	return h.inner.RoundTrip(req)
 }
 
 // realm checks where a registry sends our credentials: over TLS, or plainly

@@ -46,6 +46,7 @@ func (c credentials) anonymous() bool { return c == credentials{} }
 const (
 	maxAuthFile   = 1 << 20 // bytes
 	helperTimeout = 30 * time.Second
+	identityUser  = "<token>"                     // docker's user name for an identity token
 	hubKey        = "https://index.docker.io/v1/" // Docker Hub's name in every auth file
 )
 
@@ -290,9 +291,9 @@ func askProgram(ctx context.Context, name, server string) (credentials, error) {
 }
 
 // userCredentials returns what a name and a secret stand for: docker and its
-// credential programs keep an identity token under the name <token>.
+// credential programs keep an identity token under the name [identityUser].
 func userCredentials(name, secret string) credentials {
-	if name == "<token>" {
+	if name == identityUser {
 		return credentials{identity: secret}
 	}
 	return credentials{username: name, password: secret}

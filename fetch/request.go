@@ -45,32 +45,31 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 			}
 			mine := resp.Request.URL.Host == e.host
 			// A token can turn stale at any time; ECR says 400 then. Once
-			// per request it is worth asking for another.
+			// per request another is asked for.
 			stale := resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest && header != ""
 			if mine && stale && !renewed {
-				renewed = true
-				status := resp.StatusCode
 				fresh, aerr := e.auth.refused(ctx, resp, r.repository, header)
 				drain(resp)
 				if aerr == nil && fresh != header {
-					header = fresh
+					header, renewed = fresh, true
 					try--
 					continue
 				}
 				if aerr == nil {
-					aerr = &statusError{method: r.method, url: redact(resp.Request.URL), host: e.host, status: status}
+					aerr = &statusError{method: r.method, url: redact(resp.Request.URL), host: e.host, status: resp.StatusCode}
 				}
-				return nil, aerr
-			}
-			serr := newStatusError(resp)
-			err = serr
-			// A signed link that has run out: the registry gives a new one.
-			expired := !mine && (serr.status == 400 || serr.status == 401 || serr.status == 403 || serr.status == 410)
-			if !expired && !retryStatus(serr.status) {
-				return nil, err
-			}
-			if expired && try > 0 {
-				return nil, err
+				// The token server may be the one that is out of order.
+				if err = aerr; !transient(err) {
+					return nil, err
+				}
+			} else {
+				serr := newStatusError(resp)
+				err = serr
+				// A signed link that has run out: the registry gives a new one.
+				expired := !mine && (serr.status == 400 || serr.status == 401 || serr.status == 403 || serr.status == 410)
+				if !expired && !retryStatus(serr.status) || expired && try > 0 {
+					return nil, err
+				}
 			}
 		} else if !transient(err) && !(r.patient && errors.Is(err, syscall.ECONNREFUSED)) {
 			return nil, err
