@@ -81,6 +81,11 @@ func impliedDir() erofs.Inode {
 // buildLayer returns the index of a layer, whose number is from 1.
 func buildLayer(t testing.TB, layer int, lines ...string) *erofs.Image {
 	t.Helper()
+	return writeImage(t, layerBuilder(t, layer, lines...))
+}
+
+func layerBuilder(t testing.TB, layer int, lines ...string) *erofs.Builder {
+	t.Helper()
 	dev := erofs.Device{Tag: fmt.Sprintf("%064x", layer), Blocks: 1 << 20}
 	s := &layerSpec{
 		t: t, b: erofs.NewBuilder([]erofs.Device{dev}, layertar.Label),
@@ -97,7 +102,7 @@ func buildLayer(t testing.TB, layer int, lines ...string) *erofs.Image {
 	for _, line := range lines {
 		s.line(line)
 	}
-	return writeImage(t, s.b)
+	return s.b
 }
 
 func (s *layerSpec) line(line string) {
