@@ -67,7 +67,7 @@ func runDaemon(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	o := daemon.Options{Paths: paths, Idle: c.Duration("idle"), Spawned: c.Bool("spawned")}
+	o := daemon.Options{Paths: paths, Idle: c.Duration("idle"), Spawned: c.Bool("spawned"), Level: level}
 	if o.Idle < 0 {
 		return fault.New(fault.Invalid, "--idle: negative duration")
 	}

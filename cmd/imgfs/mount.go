@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -229,6 +230,9 @@ func mountForeground(c *cli.Context, req engineapi.MountRequest, show display) e
 	defer client.Close()
 	m, err := mount(ctx, client, req, show)
 	if err == nil {
+		if !c.Bool("quiet") {
+			fmt.Fprintf(c.App.ErrWriter, "mounted on %s; Ctrl-C unmounts it\n", oneLine(m.Target))
+		}
 		err = client.WaitGone(ctx, m.ID)
 		if c.Context.Err() != nil {
 			err = nil // interrupted: the way to end it

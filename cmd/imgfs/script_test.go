@@ -421,35 +421,25 @@ func cmdNobody(ts *testscript.TestScript, _ bool, args []string) {
 
 const nobodyID = 65534
 
-// foreground COMMAND ARGS... starts a command and goes on when $MNT is
-// mounted.
+// foreground COMMAND ARGS... starts a command and goes on when it says that
+// it has mounted.
 func cmdForeground(ts *testscript.TestScript, _ bool, args []string) {
-	var stderr bytes.Buffer
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Dir, cmd.Env, cmd.Stderr = ts.MkAbs("."), environment(ts), &stderr
-	table, err := os.Open("/proc/self/mountinfo")
+	cmd.Dir, cmd.Env = ts.MkAbs("."), environment(ts)
+	stderr, err := cmd.StderrPipe()
 	ts.Check(err)
-	defer table.Close()
 	ts.Check(cmd.Start())
 	of(ts).foreground = cmd
 	ts.Defer(func() { cmd.Process.Kill() }) // no effect on one that has ended
-	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
-	ts.Check(err)
-	defer unix.Close(fd)
-	for {
-		if _, err := mountAt(ts.Getenv("MNT")); err == nil {
+	var text strings.Builder
+	for sc := bufio.NewScanner(stderr); sc.Scan(); {
+		fmt.Fprintln(&text, sc.Text())
+		if strings.HasPrefix(sc.Text(), "mounted on ") {
 			return
 		}
-		// The table says by POLLPRI that it has changed since it was opened.
-		poll := []unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}, {Fd: int32(fd), Events: unix.POLLIN}}
-		if _, err := unix.Poll(poll, -1); err != nil && err != unix.EINTR {
-			ts.Check(err)
-		}
-		if poll[1].Revents != 0 {
-			cmd.Wait()
-			ts.Fatalf("%v ended: %v: %s", args, cmd.ProcessState, stderr.String())
-		}
 	}
+	cmd.Wait()
+	ts.Fatalf("%v: %v: %s", args, cmd.ProcessState, text.String())
 }
 
 // ended CODE waits for the foreground command to end with CODE.
@@ -457,6 +447,6 @@ func cmdEnded(ts *testscript.TestScript, _ bool, args []string) {
 	cmd := of(ts).foreground
 	cmd.Wait()
 	if strconv.Itoa(cmd.ProcessState.ExitCode()) != args[0] {
-		ts.Fatalf("%v: %v, want %s: %s", cmd.Args, cmd.ProcessState, args[0], cmd.Stderr)
+		ts.Fatalf("%v: %v, want %s", cmd.Args, cmd.ProcessState, args[0])
 	}
 }
