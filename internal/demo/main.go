@@ -159,7 +159,11 @@ func serve(ctx context.Context, dir string) (ref string, closer func() error, er
 	if err != nil {
 		return "", nil, err
 	}
-	blobs := registry.NewDiskBlobHandler(filepath.Join(dir, "registry"))
+	stored := filepath.Join(dir, "registry")
+	if err := os.Mkdir(stored, 0o755); err != nil {
+		return "", nil, errors.Join(err, l.Close())
+	}
+	blobs := registry.NewDiskBlobHandler(stored)
 	srv := &http.Server{Handler: registry.New(registry.WithBlobHandler(blobs), registry.Logger(log.New(&strings.Builder{}, "", 0)))}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
