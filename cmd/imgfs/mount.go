@@ -169,6 +169,7 @@ func serveMount(c *cli.Context, req engineapi.MountRequest, show display) error 
 // left mounted.
 func mount(ctx context.Context, client *engineapi.Client, req engineapi.MountRequest, show display) (engineapi.Mount, error) {
 	mounted := false
+	show = &ifNeeded{display: show}
 	m, err := client.Mount(ctx, req, show.step, func(r engineapi.MountReady) (int, engineapi.MountReply, error) {
 		if err := ctx.Err(); err != nil {
 			return -1, engineapi.MountReply{}, err

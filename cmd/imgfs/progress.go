@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 	"github.com/vbauerster/mpb/v8"
@@ -40,6 +41,26 @@ func newDisplay(c *cli.Context) (display, error) {
 		return &bars{w: w, byID: map[string]*bar{}}, nil
 	}
 	return &lines{w: w, last: map[string]string{}}, nil
+}
+
+// ifNeeded shows nothing as long as nothing has to be fetched: the steps up
+// to there are held back.
+type ifNeeded struct {
+	display
+	held []engineapi.Progress // nil once something is shown
+	open bool
+}
+
+func (d *ifNeeded) step(p engineapi.Progress) {
+	if !d.open && (p.Status == "Already exists" || p.ID == "" || strings.HasPrefix(p.Status, "Pulling from ")) {
+		d.held = append(d.held, p)
+		return
+	}
+	for _, h := range d.held {
+		d.display.step(h)
+	}
+	d.held, d.open = nil, true
+	d.display.step(p)
 }
 
 type quiet struct{}

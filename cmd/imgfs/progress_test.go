@@ -38,6 +38,23 @@ Digest: sha256:1234
 	}
 }
 
+func TestNothingToShow(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	show := &ifNeeded{display: &lines{w: &b, last: map[string]string{}}}
+	show.step(steps[0])
+	show.step(steps[4])
+	show.step(steps[6])
+	if b.Len() != 0 {
+		t.Errorf("shown although nothing was fetched: %q", b.String())
+	}
+	show.step(steps[1])
+	const want = "14.04: Pulling from library/ubuntu\n0123456789ab: Already exists\nDigest: sha256:1234\n515ae707f091: Pulling fs layer\n"
+	if b.String() != want {
+		t.Errorf("%q, want %q", b.String(), want)
+	}
+}
+
 // The bars end, complete or not, and show each layer's last state.
 func TestBars(t *testing.T) {
 	t.Parallel()
