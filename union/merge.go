@@ -40,7 +40,14 @@ func Extend(w io.Writer, parent *erofs.Image, top []*erofs.Image) (Stats, error)
 }
 
 func merge(w io.Writer, parent *erofs.Image, top []*erofs.Image) (Stats, error) {
-	m := &merger{tree: newTree()}
+	names, largest := 0, 0
+	for _, img := range append([]*erofs.Image{parent}, top...) {
+		if img != nil {
+			n := int(min(img.Inodes(), uint64(img.Size()/inodeSize)))
+			names, largest = names+n, max(largest, n)
+		}
+	}
+	m := &merger{tree: newTree(min(names, maxEntries)), src: layerTree{items: make([]item, 0, largest+1)}}
 	var devices []erofs.Device
 	if parent != nil {
 		devices = append(devices, parent.Devices()...)
@@ -265,4 +272,8 @@ func (e *emitter) xattrs(img *erofs.Image, nid erofs.NID) error {
 	})
 }
 
-const chunkIndexSize = 8 // bytes
+// Sizes in an image, in bytes.
+const (
+	chunkIndexSize = 8
+	inodeSize      = 64 // at least
+)

@@ -77,13 +77,18 @@ type tree struct {
 	seed  maphash.Seed
 }
 
-func newTree() *tree {
+// newTree returns a tree of a root without attributes, with room for names.
+func newTree(names int) *tree {
+	slots := 64
+	for slots*3 < (names+2)*4 {
+		slots *= 2
+	}
 	t := &tree{
-		entries: make([]entry, 1, 1024),
-		inodes:  make([]inode, 1, 1024),
-		dirs:    make([]directory, 1, 256),
+		entries: make([]entry, 1, names+1),
+		inodes:  make([]inode, 1, names+2),
+		dirs:    make([]directory, 1, names/8+2),
 		attrs:   make([]attrs, 1),
-		slots:   make([]uint64, 2048),
+		slots:   make([]uint64, slots),
 		seed:    maphash.MakeSeed(),
 	}
 	t.newInode(inode{kind: kindDir, dir: t.newDir(1, 0)})
