@@ -70,7 +70,7 @@ func (c *Chain) IndexPath() string { return c.s.chainIndex(c.c.id) }
 func (c *Chain) DataPaths() []string {
 	list := make([]string, len(c.c.diffs))
 	for i, d := range c.c.diffs {
-		list[i] = filepath.Join(c.s.layerDir(d), "data")
+		list[i] = c.s.dataPath(d)
 	}
 	return list
 }
@@ -270,7 +270,11 @@ func (l *Layer) Image() *erofs.Image { return l.img }
 func (l *Layer) Data() *Data { return l.data }
 
 // Info returns the layer's record.
-func (l *Layer) Info() LayerInfo { return l.layer.info }
+func (l *Layer) Info() LayerInfo {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.layer.info
+}
 
 // Release ends the use of the handle. Further calls do nothing.
 func (l *Layer) Release() { l.release.Do(func() { l.s.dropLayer(l) }) }
@@ -310,7 +314,7 @@ func (s *Store) openLayer(d id.DiffID, index bool) (*Layer, error) {
 // openData opens the data file of h's layer, or takes the descriptor that
 // another has opened meanwhile.
 func (s *Store) openData(h *Layer) error {
-	f, err := os.Open(filepath.Join(s.layerDir(h.layer.info.DiffID), "data"))
+	f, err := os.Open(s.dataPath(h.layer.info.DiffID))
 	if err != nil {
 		return err
 	}

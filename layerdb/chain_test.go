@@ -224,9 +224,10 @@ func TestDamagedFiles(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct {
-		name   string
-		damage func(t *testing.T, p *place, dir string)
-		absent bool
+		name    string
+		damage  func(t *testing.T, p *place, dir string)
+		absent  bool
+		fetches int32 // of its blob: none if only the index must be made anew
 	}{
 		{"index with a bad magic", func(t *testing.T, p *place, dir string) {
 			b, err := os.ReadFile(filepath.Join(dir, "index"))
@@ -235,29 +236,29 @@ func TestDamagedFiles(t *testing.T) {
 			}
 			b[1024] ^= 0xff
 			write(t, filepath.Join(dir, "index"), b)
-		}, true},
-		{"index of no bytes", func(t *testing.T, p *place, dir string) { write(t, filepath.Join(dir, "index"), nil) }, true},
+		}, true, 0},
+		{"index of no bytes", func(t *testing.T, p *place, dir string) { write(t, filepath.Join(dir, "index"), nil) }, true, 0},
 		{"index of another layer", func(t *testing.T, p *place, dir string) {
 			b, err := os.ReadFile(filepath.Join(p.layerDir(p.put("file aa x\n")), "index"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			write(t, filepath.Join(dir, "index"), b)
-		}, true},
-		{"index lost", func(t *testing.T, p *place, dir string) { os.Remove(filepath.Join(dir, "index")) }, true},
-		{"data lost", func(t *testing.T, p *place, dir string) { os.Remove(filepath.Join(dir, "data")) }, true},
-		{"data cut", func(t *testing.T, p *place, dir string) { os.Truncate(filepath.Join(dir, "data"), 512) }, true},
-		{"layer lost", func(t *testing.T, p *place, dir string) { os.RemoveAll(dir) }, true},
+		}, true, 0},
+		{"index lost", func(t *testing.T, p *place, dir string) { os.Remove(filepath.Join(dir, "index")) }, true, 0},
+		{"data lost", func(t *testing.T, p *place, dir string) { os.Remove(filepath.Join(dir, "data")) }, true, 1},
+		{"data cut", func(t *testing.T, p *place, dir string) { os.Truncate(filepath.Join(dir, "data"), 512) }, true, 1},
+		{"layer lost", func(t *testing.T, p *place, dir string) { os.RemoveAll(dir) }, true, 1},
 		{"database record lost", func(t *testing.T, p *place, dir string) {
 			p.update(map[string][]byte{layerKey + filepath.Base(dir): nil})
-		}, false},
+		}, false, 0},
 		{"database record damaged", func(t *testing.T, p *place, dir string) {
 			p.update(map[string][]byte{layerKey + filepath.Base(dir): []byte("{")})
-		}, false},
+		}, false, 0},
 		{"both records damaged", func(t *testing.T, p *place, dir string) {
 			p.update(map[string][]byte{layerKey + filepath.Base(dir): []byte("{")})
 			write(t, filepath.Join(dir, "record"), []byte("{"))
-		}, true},
+		}, true, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -278,7 +279,7 @@ func TestDamagedFiles(t *testing.T) {
 			if _, err := p.Layers(); err != nil {
 				t.Error(err)
 			}
-			if n := len(p.Problems()); n == 0 && tt.name != "database record lost" {
+			if n := len(p.Problems()); n == 0 && tt.name != "database record lost" && tt.name != "layer lost" {
 				t.Error("no problem is reported")
 			}
 			if tt.absent {
@@ -286,8 +287,12 @@ func TestDamagedFiles(t *testing.T) {
 					t.Errorf("chain: %v", err)
 				}
 			}
-			if got := p.put("file a damaged\n"); got != d {
-				t.Fatal(got)
+			spec, src := counted(tarOf(t, "file a damaged\n"))
+			if existed, err := p.Ensure(context.Background(), spec, nil); err != nil || existed == tt.absent {
+				t.Fatalf("existed %v, error %v", existed, err)
+			}
+			if got := src.opens.Load(); got != tt.fetches {
+				t.Errorf("the blob was fetched %d times, want %d", got, tt.fetches)
 			}
 			for range 2 {
 				if got := p.read([]id.DiffID{whole, d}, "a"); got != "damaged" {

@@ -26,7 +26,8 @@
 //   - Nothing is stored under a diffID that a config claims; only under the one
 //     that the bytes have.
 //   - A published file is never written again, nor replaced: a layer whose
-//     index is damaged is absent, and a new pass puts a new directory there.
+//     index is damaged, or of another version, is absent, and a new pass puts a
+//     new directory there. It reads the old data file, if that is whole.
 //   - Files are the truth for layers and chains, Badger for owners; the layer
 //     records there are a copy, mended at Open.
 //   - Neither owners' layers nor those of an open [Chain] are ever removed.
@@ -35,6 +36,6 @@
 // caller's; callers wait for it and may leave; with the last of them it stops.
 // Close waits for all.
 //
-// Lock order: Store.mu, then flight.mu. No file is opened, read or written
-// under Store.mu; only renames and unlinks of single names are.
+// Lock order: ledger.mu, Store.mu, flight.mu. No file is opened, read or
+// written under Store.mu, only single names are made and renamed.
 package layerdb

@@ -168,6 +168,14 @@ func specOf(blob, stream []byte) Spec {
 	return Spec{Blob: id.BlobOf(blob), Size: int64(len(blob)), DiffID: id.DiffIDFrom(sha256.Sum256(stream)), Open: src.open}
 }
 
+// counted describes an honest plain layer, and counts how often it is fetched.
+func counted(stream []byte) (Spec, *source) {
+	src := &source{blob: stream}
+	spec := specOf(stream, stream)
+	spec.Open = src.open
+	return spec, src
+}
+
 func tarOf(t testing.TB, text string) []byte {
 	t.Helper()
 	b, err := imgtest.Tar(text)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
@@ -20,6 +21,30 @@ type Report struct {
 	Layers    []id.DiffID
 	Chains    []id.ChainID
 	Reclaimed int64 // bytes that were allocated on disk
+}
+
+// ledger is who holds what. Its lock is held while a change is committed, and
+// while layers to be removed are chosen: a Retain that has returned counts.
+type ledger struct {
+	mu   sync.Mutex
+	held map[string][]id.DiffID // by owner
+}
+
+// countLocked returns the number of owners of each layer.
+//
+// Preconditions: g.mu is held.
+func (g *ledger) countLocked() map[id.DiffID]int {
+	count := map[id.DiffID]int{}
+	for _, diffs := range g.held {
+		seen := map[id.DiffID]bool{}
+		for _, d := range diffs {
+			if !seen[d] {
+				seen[d] = true
+				count[d]++
+			}
+		}
+	}
+	return count
 }
 
 // Retain makes owner hold diffs, lowest first, in place of what it held. The
@@ -34,22 +59,20 @@ func (s *Store) Retain(owner string, diffs []id.DiffID) error {
 			return fault.New(fault.Invalid, "layers of %s: %w", owner, err)
 		}
 	}
-	s.mu.Lock()
-	held, ok := s.owners[owner]
-	s.mu.Unlock()
-	if ok && slices.Equal(held, diffs) {
-		return nil
-	}
-	v, err := json.Marshal(slices.Clone(diffs))
+	v, err := json.Marshal(diffs)
 	if err != nil {
 		return err
 	}
-	// In memory first: a GC that runs meanwhile must see it. If the record
-	// cannot be written, the layers are held until the daemon ends.
-	s.mu.Lock()
-	s.owners[owner] = slices.Clone(diffs)
-	s.mu.Unlock()
-	return s.update(map[string][]byte{ownerKey + owner: v})
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
+	if held, ok := s.owned.held[owner]; ok && slices.Equal(held, diffs) {
+		return nil
+	}
+	if err := s.update(map[string][]byte{ownerKey + owner: v}); err != nil {
+		return err
+	}
+	s.owned.held[owner] = slices.Clone(diffs)
+	return nil
 }
 
 // Release ends what owner holds, removes the layers that were the last owner's
@@ -57,28 +80,26 @@ func (s *Store) Retain(owner string, diffs []id.DiffID) error {
 // because of it. It returns the layers removed. An owner that holds nothing is
 // no error.
 func (s *Store) Release(owner string) (freed []id.DiffID, err error) {
-	s.mu.Lock()
-	held, ok := s.owners[owner]
-	s.mu.Unlock()
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
+	held, ok := s.owned.held[owner]
 	if !ok {
 		return nil, nil
 	}
 	if err := s.update(map[string][]byte{ownerKey + owner: nil}); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	delete(s.owners, owner)
-	s.mu.Unlock()
-	r, err := s.remove(func(d id.DiffID) bool { return slices.Contains(held, d) }, s.prefixes(held))
+	delete(s.owned.held, owner)
+	r, err := s.removeLocked(func(d id.DiffID) bool { return slices.Contains(held, d) }, prefixes(held))
 	return r.Layers, err
 }
 
 // Owners returns the names of all owners whose name begins with prefix, sorted.
 func (s *Store) Owners(prefix string) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
 	var list []string
-	for o := range s.owners {
+	for o := range s.owned.held {
 		if strings.HasPrefix(o, prefix) {
 			list = append(list, o)
 		}
@@ -98,7 +119,9 @@ func (s *Store) GC(ctx context.Context) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("layer store: %w", err)
 	}
-	r, err := s.remove(func(id.DiffID) bool { return true }, chains)
+	s.owned.mu.Lock()
+	r, err := s.removeLocked(func(id.DiffID) bool { return true }, chains)
+	s.owned.mu.Unlock()
 	if err != nil {
 		return r, err
 	}
@@ -127,7 +150,7 @@ func (s *Store) GC(ctx context.Context) (Report, error) {
 }
 
 // prefixes returns the chains that diffs goes through.
-func (s *Store) prefixes(diffs []id.DiffID) []id.ChainID {
+func prefixes(diffs []id.DiffID) []id.ChainID {
 	list := make([]id.ChainID, 0, len(diffs))
 	var c id.ChainID
 	for _, d := range diffs {
@@ -155,10 +178,12 @@ func (s *Store) storedChains() ([]id.ChainID, error) {
 	return list, nil
 }
 
-// remove removes the layers that may go and are not needed, and those of
+// removeLocked removes the layers that may go and are not needed, and those of
 // chains that are not needed. A chain is needed while it is open or exactly
 // what an owner holds.
-func (s *Store) remove(may func(id.DiffID) bool, chains []id.ChainID) (Report, error) {
+//
+// Preconditions: s.owned.mu is held.
+func (s *Store) removeLocked(may func(id.DiffID) bool, chains []id.ChainID) (Report, error) {
 	var r Report
 	var graves []func() int64
 	var firstErr error
@@ -176,12 +201,12 @@ func (s *Store) remove(may func(id.DiffID) bool, chains []id.ChainID) (Report, e
 	}
 	changes := map[string][]byte{}
 
-	s.mu.Lock()
-	owned := s.countLocked()
+	owned := s.owned.countLocked()
 	needed := map[id.ChainID]bool{}
-	for _, diffs := range s.owners {
+	for _, diffs := range s.owned.held {
 		needed[id.Chain(diffs)] = true
 	}
+	s.mu.Lock()
 	for c := range s.chains {
 		needed[c] = true
 	}
@@ -222,23 +247,6 @@ func (s *Store) remove(may func(id.DiffID) bool, chains []id.ChainID) (Report, e
 		}
 	}
 	return r, firstErr
-}
-
-// countLocked returns the number of owners of each layer.
-//
-// Preconditions: s.mu is held.
-func (s *Store) countLocked() map[id.DiffID]int {
-	count := map[id.DiffID]int{}
-	for _, diffs := range s.owners {
-		seen := map[id.DiffID]bool{}
-		for _, d := range diffs {
-			if !seen[d] {
-				seen[d] = true
-				count[d]++
-			}
-		}
-	}
-	return count
 }
 
 // digestOf reads r to its end.

@@ -23,14 +23,46 @@ func (s *Store) pass(ctx context.Context, spec Spec, f *flight) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	err := s.passTo(ctx, spec, f)
+	if old, ok := s.remains(spec.DiffID); ok {
+		local := Spec{DiffID: spec.DiffID, Open: func(context.Context) (io.ReadCloser, error) { return openPart(s.dataPath(spec.DiffID), old.StreamSize) }}
+		if err := s.passTo(ctx, local, &old, f); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	err := s.passTo(ctx, spec, nil, f)
 	if err != nil {
 		err = s.layerError(spec.DiffID, spec.Blob, err)
 	}
 	return err
 }
 
-func (s *Store) passTo(ctx context.Context, spec Spec, f *flight) error {
+// remains returns the record of a damaged layer whose data may be whole: then
+// a new index can be had without the network.
+func (s *Store) remains(d id.DiffID) (LayerInfo, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.layers[d]
+	if l == nil || l.info.StreamSize == 0 {
+		return LayerInfo{}, false
+	}
+	return l.info, true
+}
+
+// openPart opens the first size bytes of a file.
+func openPart(path string, size int64) (io.ReadCloser, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(f, size), f}, nil
+}
+
+// passTo is pass for a blob from the network, or, with the record old, for the
+// data file that a damaged layer has left.
+func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight) error {
 	dir, forget, err := s.tempDir("pass-")
 	if err != nil {
 		return err
@@ -56,6 +88,9 @@ func (s *Store) passTo(ctx context.Context, spec Spec, f *flight) error {
 	f.report(step)
 
 	info := LayerInfo{DiffID: spec.DiffID, Blob: spec.Blob, BlobSize: step.Current, Compression: string(kind)}
+	if old != nil {
+		info.Blob, info.BlobSize, info.Compression = old.Blob, old.BlobSize, old.Compression
+	}
 	var sum layertar.Summary
 	info.IndexSize, err = writeFile(filepath.Join(dir, "index"), func(out io.Writer) error {
 		var err error

@@ -86,11 +86,11 @@ type Store struct {
 	slots chan struct{} // held by a pass
 	cpus  chan struct{} // held while inflating
 	wg    sync.WaitGroup
+	owned ledger
 
 	mu       sync.Mutex // guards the rest
 	layers   map[id.DiffID]*layer
 	blobs    map[id.Blob]id.DiffID
-	owners   map[string][]id.DiffID
 	flights  map[id.DiffID]*flight
 	chains   map[id.ChainID]*chain
 	tmp      map[string]bool // names in tmp/ in use
@@ -129,7 +129,7 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		cpus:    make(chan struct{}, runtime.GOMAXPROCS(0)),
 		layers:  map[id.DiffID]*layer{},
 		blobs:   map[id.Blob]id.DiffID{},
-		owners:  map[string][]id.DiffID{},
+		owned:   ledger{held: map[string][]id.DiffID{}},
 		flights: map[id.DiffID]*flight{},
 		chains:  map[id.ChainID]*chain{},
 		tmp:     map[string]bool{},
@@ -217,8 +217,9 @@ func (s *Store) load() error {
 		}
 	}
 	for hex := range records {
+		// Removed by hand, or by a process killed before it could say so.
 		changes[layerKey+hex] = nil
-		s.problem("layer %s has vanished from the disk", short(hex))
+		s.log.Info("layer is no longer on disk", "layer", short(hex))
 	}
 	err = metadb.Scan(s.db, blobKey, func(hex string, v []byte) error {
 		b, err := id.ParseBlob("sha256:" + hex)
@@ -239,7 +240,7 @@ func (s *Store) load() error {
 			s.problem("record of owner %q is damaged; what it held may be removed", owner)
 			return nil
 		}
-		s.owners[owner] = list
+		s.owned.held[owner] = list
 		return nil
 	})
 	if err != nil || len(changes) == 0 {
@@ -365,9 +366,11 @@ func (s *Store) ByBlob(b id.Blob) id.DiffID {
 
 // Layers lists what is stored, damaged layers included, by diffID.
 func (s *Store) Layers() ([]LayerInfo, error) {
+	s.owned.mu.Lock()
+	owners := s.owned.countLocked()
+	s.owned.mu.Unlock()
 	s.mu.Lock()
 	list := make([]LayerInfo, 0, len(s.layers))
-	owners := s.countLocked()
 	for d, l := range s.layers {
 		i := l.info
 		i.Owners = owners[d]
@@ -422,6 +425,8 @@ func (s *Store) problemLocked(format string, args ...any) {
 }
 
 func (s *Store) layerDir(d id.DiffID) string { return filepath.Join(s.dir, "layers", d.Hex()) }
+
+func (s *Store) dataPath(d id.DiffID) string { return filepath.Join(s.layerDir(d), "data") }
 
 // update commits changes to Badger.
 func (s *Store) update(changes map[string][]byte) error {
