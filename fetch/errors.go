@@ -106,7 +106,7 @@ func transient(err error) bool {
 // waiting for at first contact.
 func unreachable(err error) bool {
 	var dns *net.DNSError
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &dns) && dns.IsNotFound || badCertificate(err) || spokePlain(err)
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &dns) && dns.IsNotFound || spokeTLS(err) || spokePlain(err)
 }
 
 func badCertificate(err error) bool {
@@ -118,8 +118,8 @@ func badCertificate(err error) bool {
 
 // spokeTLS reports whether a failed handshake met a TLS server all the same.
 func spokeTLS(err error) bool {
-	var a tls.AlertError
-	return badCertificate(err) || errors.As(err, &a)
+	var op *net.OpError
+	return badCertificate(err) || errors.As(err, &op) && op.Op == "remote error" // an alert
 }
 
 // spokePlain reports whether a TLS handshake met a server without TLS.
@@ -169,6 +169,8 @@ func explain(err error, ref Reference, host string) error {
 			"if plain http is what you want, add --insecure, or write server = \"http://%s\" into certs.d/%s/hosts.toml", host, host)
 	case badCertificate(err):
 		return fault.WithHint(out, "put the registry's CA into /etc/containerd/certs.d/%s/ca.crt, or add --insecure", host)
+	case spokeTLS(err):
+		return fault.WithHint(out, "if the registry wants a client certificate, put it into /etc/containerd/certs.d/%s as client.cert and client.key", host)
 	case errors.Is(err, errDowngrade), errors.Is(err, errRedirects):
 		return fault.WithHint(out, "the registry is set up wrongly; ask who runs it")
 	}

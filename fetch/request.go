@@ -2,10 +2,12 @@ package fetch
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -104,7 +106,16 @@ func (e *endpoint) once(ctx context.Context, r request, auth string) (*http.Resp
 			scheme = "http"
 		}
 	}
-	resp, err := e.send(ctx, r, auth, scheme)
+	sctx := ctx
+	if scheme == "https" {
+		// A server may finish the handshake and then fail; it has answered.
+		sctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
+			if err == nil {
+				e.state.sawTLS()
+			}
+		}})
+	}
+	resp, err := e.send(sctx, r, auth, scheme)
 	if scheme == "https" {
 		if err == nil || spokeTLS(err) {
 			e.state.sawTLS()
