@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/imgfs/imgfs/internal/imgtest"
@@ -19,13 +20,15 @@ func TestMain(m *testing.M) {
 }
 
 func spawnedMain(root string) int {
-	p, err := Locate(root)
-	if err == nil {
-		err = Run(context.Background(), Options{Paths: p, Spawned: true})
-	}
-	if err != nil {
+	if err := Run(context.Background(), Options{Paths: testPaths(root), Spawned: true}); err != nil {
 		fmt.Fprintln(os.Stderr, "daemon:", err)
 		return 1
 	}
 	return 0
+}
+
+// testPaths keeps a test's socket away from those of the machine's daemons.
+func testPaths(root string) Paths {
+	run := filepath.Join(filepath.Dir(root), "run")
+	return Paths{Root: root, Runtime: run, Socket: filepath.Join(run, "s")}
 }
