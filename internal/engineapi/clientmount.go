@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -95,13 +96,12 @@ func upgrade(ctx context.Context, conn net.Conn, mr MountRequest) (io.Reader, er
 	}
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", Protocol)
-	if err := req.Write(conn); err != nil {
-		return nil, gone(ctx, err)
-	}
+	writeErr := req.Write(conn)
+	// A daemon that stopped reading may have said why.
 	br := bufio.NewReader(conn)
 	res, err := http.ReadResponse(br, req)
 	if err != nil {
-		return nil, gone(ctx, err)
+		return nil, gone(ctx, cmp.Or(writeErr, err))
 	}
 	if err := replyError(res); err != nil {
 		return nil, err
