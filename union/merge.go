@@ -119,9 +119,9 @@ func (m *merger) emit(b *erofs.Builder) (Stats, error) {
 		ref erofs.Ref
 	}
 	names := 1
-	for stack := []job{{m.root(), e.refs[rootInode]}}; len(stack) > 0; {
-		j := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
+	queue := []job{{m.root(), e.refs[rootInode]}}
+	for i := 0; i < len(queue); i++ {
+		j := queue[i]
 		for id := m.dirs[j.dir].head; id != 0; id = m.entries[id].next {
 			entry := &m.entries[id]
 			if entry.inode == 0 {
@@ -136,7 +136,7 @@ func (m *merger) emit(b *erofs.Builder) (Stats, error) {
 			}
 			names++
 			if d := m.inodes[entry.inode].dir; d != 0 {
-				stack = append(stack, job{d, ref})
+				queue = append(queue, job{d, ref})
 			}
 		}
 	}

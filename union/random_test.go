@@ -261,6 +261,59 @@ func TestWrongKindOfIndex(t *testing.T) {
 	}
 }
 
+// TestDeepTree: depth costs no more than width. It is beyond what layertar
+// lets into a layer.
+func TestDeepTree(t *testing.T) {
+	const depth = 20_000
+	deep := func(layer int, last string) *erofs.Image {
+		b := erofs.NewBuilder([]erofs.Device{{Tag: fmt.Sprint(layer)}}, layertar.Label)
+		var parent erofs.Ref
+		for i := range depth {
+			in := impliedDir()
+			ref, err := b.Add(&in)
+			if err == nil && i > 0 {
+				name := "d"
+				if i == depth-1 {
+					name = last
+				}
+				err = b.Link(parent, name, ref)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			parent = ref
+		}
+		return writeImage(t, b)
+	}
+	stats, err := Merge(io.Discard, []*erofs.Image{deep(1, "x"), deep(2, "y")})
+	if err != nil || stats.Names != depth+1 {
+		t.Errorf("%+v, %v", stats, err)
+	}
+}
+
+// TestWalkBudget: implied directories over symlinks that lead each other a
+// dance are refused before they cost much.
+func TestWalkBudget(t *testing.T) {
+	var lower, upper []string
+	lower = append(lower, "d x", "s l0 -> x")
+	for i := range 200 {
+		lower = append(lower, fmt.Sprintf("s l%d -> %sl%d", i+1, strings.Repeat("x/../", 700), i))
+	}
+	for i := range 100 {
+		lower = append(lower, fmt.Sprintf("s m%d -> l200", i))
+		upper = append(upper, fmt.Sprintf("f m%d/f%d", i, i))
+	}
+	_, err := mergeEveryWay(t, []*erofs.Image{buildLayer(t, 1, lower...), buildLayer(t, 2, upper...)})
+	if !errors.Is(err, erofs.ErrLimit) {
+		t.Errorf("error %v, want ErrLimit", err)
+	}
+	// One of them is fine.
+	_, err = mergeEveryWay(t, []*erofs.Image{buildLayer(t, 1, lower...), buildLayer(t, 2, upper[0])})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 type failingWriter struct{}
 
 func (failingWriter) Write([]byte) (int, error) { return 0, io.ErrShortWrite }

@@ -18,7 +18,7 @@ type (
 type entry struct {
 	name  string // lies in an image
 	dir   dirID
-	next  entryID // of the same directory, newest first
+	next  entryID // of the same directory, oldest first
 	inode inodeID // 0: no such name now
 	layer uint32  // that gave it its inode last
 }
@@ -55,6 +55,7 @@ const (
 // directory holds names. Its parent is the directory that it was made in.
 type directory struct {
 	head    entryID
+	tail    entryID
 	parent  dirID  // of the root, itself
 	touched uint32 // the last layer that put something here or below
 	pruned  uint32 // the last layer that removed everything lower from here
@@ -152,8 +153,12 @@ func (t *tree) open(d dirID, name string) entryID {
 		return id
 	}
 	id = entryID(len(t.entries))
-	t.entries = append(t.entries, entry{name: name, dir: d, next: t.dirs[d].head})
-	t.dirs[d].head = id
+	t.entries = append(t.entries, entry{name: name, dir: d})
+	if dir := &t.dirs[d]; dir.head == 0 {
+		dir.head, dir.tail = id, id
+	} else {
+		t.entries[dir.tail].next, dir.tail = id, id
+	}
 	t.slots[slot] = h>>32<<32 | uint64(id)
 	if len(t.entries)*4 > len(t.slots)*3 {
 		t.grow()
