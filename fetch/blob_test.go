@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -62,7 +63,7 @@ func TestBlobResumes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			o := options(t)
-			o.Stall = 100 * time.Millisecond
+			o.Stall = time.Second
 			reg, img, layer := oneLayer(t, imgtest.RegistryOptions{}, o)
 			for _, f := range c.faults {
 				f.On = imgtest.KindBlob
@@ -104,7 +105,7 @@ func TestBlobFails(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			o := options(t)
-			o.Stall = 50 * time.Millisecond
+			o.Stall = 200 * time.Millisecond
 			reg, img, _ := oneLayer(t, imgtest.RegistryOptions{}, o)
 			c.fault.On = imgtest.KindBlob
 			reg.Inject(c.fault)
@@ -215,6 +216,38 @@ func TestRedirectToCDN(t *testing.T) {
 		_, err := readLayer(t.Context(), img, 0)
 		if err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("got %v", err)
+		}
+	}
+}
+
+// net/http alone would hand Authorization on to a subdomain, and every
+// configured header to anybody.
+func TestRedirectToSubdomain(t *testing.T) {
+	t.Parallel()
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{Auth: "basic", Username: "u", Password: "p"})
+	cdn := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	layer := noise(100)
+	makeImage(t, reg, "x", "1", "", layer)
+	makeImage(t, cdn, "x", "1", "", layer)
+	_, regPort, _ := strings.Cut(reg.Host, ":")
+	_, cdnPort, _ := strings.Cut(cdn.Host, ":")
+	reg.Inject(imgtest.Fault{On: imgtest.KindBlob, Skip: 1, Location: "http://cdn.localhost:" + cdnPort + "/v2/x/blobs/" + string(id.BlobOf(layer))})
+	o := options(t)
+	o.Auth.Username, o.Auth.Password = "u", "p"
+	o.CertsDirs = []string{hostsFile(t, "localhost:"+regPort, "[header]\nX-Secret = \"s\"\nCookie = \"c=d\"\n")}
+	o.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		_, port, _ := net.SplitHostPort(addr)
+		return (&net.Dialer{}).DialContext(ctx, network, "127.0.0.1:"+port)
+	}
+	wantLayer(t, mustResolve(t, New(o), "localhost:"+regPort+"/x:1"), 0, layer)
+	if got := reg.Requests(imgtest.KindBlob); got[0].Header.Get("X-Secret") == "" || got[0].Header.Get("Authorization") == "" {
+		t.Error("the registry itself was not sent what it should be")
+	}
+	for _, q := range cdn.Requests() {
+		for _, k := range []string{"Authorization", "Cookie", "X-Secret", "Referer"} {
+			if q.Header.Get(k) != "" {
+				t.Errorf("%s sent to another host", k)
+			}
 		}
 	}
 }

@@ -121,6 +121,24 @@ func TestMirrorOrder(t *testing.T) {
 	wantFault(t, err, fault.Invalid, "no endpoints found for example.com/x", "capability")
 }
 
+// A mirror with wrong bytes under a digest stands in nobody's way.
+func TestMirrorWithWrongManifest(t *testing.T) {
+	t.Parallel()
+	origin := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	mirror := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	m := makeImage(t, origin, "library/x", "1", "", noise(100))
+	makeImage(t, mirror, "library/x", "1", "", noise(100))
+	mirror.Inject(imgtest.Fault{On: imgtest.KindManifest, Flip: true})
+	mirror.Inject(imgtest.Fault{On: imgtest.KindBlob, Flip: true})
+	o := options(t)
+	o.CertsDirs = []string{hostsFile(t, "docker.io", "server = \""+origin.URL+"\"\n[host.\""+mirror.URL+"\"]\n")}
+	img := mustResolve(t, New(o), "x:1")
+	if string(img.Manifest) != string(m.manifest) || string(img.Config) != string(m.config) {
+		t.Error("wrong bytes came out")
+	}
+	wantCounts(t, origin, map[imgtest.Kind]int{imgtest.KindHead: 0, imgtest.KindManifest: 1, imgtest.KindBlob: 1})
+}
+
 // Each server gets the credentials of its own name; --creds are the
 // reference's registry's alone.
 func TestMirrorCredentials(t *testing.T) {
@@ -372,7 +390,6 @@ func TestProxy(t *testing.T) {
 			w.Header()[k] = v
 		}
 		w.WriteHeader(resp.StatusCode)
-		resp.Write(new(strings.Builder))
 	}))
 	defer proxy.Close()
 	u, _ := url.Parse(proxy.URL)

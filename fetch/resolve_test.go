@@ -2,12 +2,15 @@ package fetch
 
 import (
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -194,14 +197,16 @@ func TestTransientFailures(t *testing.T) {
 			}
 		}
 	}
-	for _, kind := range []imgtest.Kind{imgtest.KindManifest} {
-		for _, f := range []imgtest.Fault{{Empty: true}, {Short: 5}, {Short: 5, Reset: true}} {
+	o := options(t)
+	o.Stall, o.Timeout, o.MaxRetry = 300*time.Millisecond, 300*time.Millisecond, 10
+	for _, kind := range []imgtest.Kind{imgtest.KindManifest, imgtest.KindBlob} {
+		for _, f := range []imgtest.Fault{{Empty: true}, {Short: 5}, {Short: 5, Reset: true}, {Short: 5, Stall: true}, {Delay: time.Hour}} {
 			f.On, f.Times = kind, 2
 			reg.Inject(f)
-			mustResolve(t, New(options(t)), reg.Host+"/x:1")
+			mustResolve(t, New(o), reg.Host+"/x:1")
 		}
 	}
-	o := options(t)
+	o = options(t)
 	o.MaxRetry = -1
 	reg.Forget()
 	reg.Inject(imgtest.Fault{On: imgtest.KindHead, Status: 500, Times: 1})
@@ -210,6 +215,37 @@ func TestTransientFailures(t *testing.T) {
 	}
 	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1})
 }
+
+// A body that is too large is not read to its end, whether it says so or not.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	for _, chunked := range []bool{false, true} {
+		var sent int64
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodHead {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return
+			}
+			if chunked {
+				w.(http.Flusher).Flush()
+			} else {
+				w.Header().Set("Content-Length", strconv.Itoa(1<<40))
+			}
+			sent, _ = io.Copy(w, io.LimitReader(zeros{}, 1<<40))
+		}))
+		_, err := New(options(t)).Resolve(t.Context(), mustParse(t, srv.Listener.Addr().String()+"/x:1"), Platform{})
+		wantFault(t, err, fault.Integrity, "more than 4194304", "")
+		srv.CloseClientConnections()
+		srv.Close()
+		if sent > 64<<20 {
+			t.Errorf("%d bytes were sent", sent)
+		}
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
 // CVE-2021-41190: one body, two meanings.
 func TestAmbiguousManifests(t *testing.T) {
