@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -23,7 +24,9 @@ func dial(c *cli.Context) (*engineapi.Client, error) {
 	return engineapi.New(p.Socket), nil
 }
 
-// connect returns a client that starts the store's daemon where none runs.
+// connect returns a client of the store's daemon, which it starts where none
+// runs. One of another build is replaced; where mounts keep it, it stays and
+// the user is told.
 func connect(c *cli.Context) (*engineapi.Client, error) {
 	p, err := daemon.Locate(c.String("root"))
 	if err != nil {
@@ -37,7 +40,18 @@ func connect(c *cli.Context) (*engineapi.Client, error) {
 	if err := os.Setenv("IMGFS_LOG_LEVEL", strings.ToLower(level.String())); err != nil {
 		return nil, err
 	}
-	return daemon.Connect(p), nil
+	client := daemon.Connect(p)
+	theirs, err := client.Ping(c.Context)
+	if err != nil || theirs == engineapi.ThisBuild().String() {
+		return client, err
+	}
+	switch err := daemon.Replace(c.Context, p); {
+	case fault.KindOf(err) == fault.Conflict:
+		fmt.Fprintf(c.App.ErrWriter, "warning: the daemon is of another build, %s; imgfs daemon stop replaces it once nothing is mounted\n", oneLine(theirs))
+	case err != nil:
+		return nil, err
+	}
+	return client, nil
 }
 
 // logLevel returns what --log-level or --debug says.

@@ -234,10 +234,9 @@ func mountForeground(c *cli.Context, req engineapi.MountRequest, show display) e
 		if !c.Bool("quiet") {
 			fmt.Fprintf(c.App.ErrWriter, "mounted on %s; Ctrl-C unmounts it\n", oneLine(m.Target))
 		}
-		err = client.WaitGone(ctx, m.ID)
-		if c.Context.Err() != nil {
-			err = nil // interrupted: the way to end it
-		}
+		// It ends by being unmounted, by an interruption or with the engine,
+		// which then says why; an error of the waiting says no more.
+		_ = client.WaitGone(ctx, m.ID)
 	}
 	stop()
 	return firstOf(err, <-ended)

@@ -30,8 +30,11 @@ func newDisplay(c *cli.Context) (display, error) {
 	w, mode := c.App.ErrWriter, c.String("progress")
 	if mode == "auto" {
 		mode = "plain"
-		if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
-			mode = "tty"
+		if f, ok := w.(*os.File); ok && os.Getenv("TERM") != "dumb" {
+			// Terminals without a size draw no bars.
+			if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
+				mode = "tty"
+			}
 		}
 	}
 	switch {

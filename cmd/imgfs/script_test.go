@@ -148,16 +148,21 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"ended": cmdEnded,
 }
 
-// image [-platform OS/ARCH] REPO:TAG FILE... puts an image into the script's
-// registry whose layers, lowest first, are FILEs in the language of
-// imgtest.Tar. With -platform it stands in an index, alone.
+// image [-platform OS/ARCH] [-lying] REPO:TAG FILE... puts an image into the
+// script's registry whose layers, lowest first, are FILEs in the language of
+// imgtest.Tar. With -platform it stands in an index, alone. With -lying its
+// config claims another diffID for the first layer.
 func cmdImage(ts *testscript.TestScript, _ bool, args []string) {
 	platform := ""
 	if len(args) > 1 && args[0] == "-platform" {
 		platform, args = args[1], args[2:]
 	}
+	lying := len(args) > 0 && args[0] == "-lying"
+	if lying {
+		args = args[1:]
+	}
 	if len(args) < 2 {
-		ts.Fatalf("usage: image [-platform OS/ARCH] REPO:TAG FILE...")
+		ts.Fatalf("usage: image [-platform OS/ARCH] [-lying] REPO:TAG FILE...")
 	}
 	t, reg := of(ts).TB, of(ts).reg
 	repo, tag, _ := strings.Cut(args[0], ":")
@@ -178,6 +183,9 @@ func cmdImage(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(errors.Join(err, zw.Close()))
 		diffs = append(diffs, id.BlobOf(stream))
 		layers = append(layers, descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Digest: reg.PutBlob(t, z.Bytes()), Size: z.Len()})
+	}
+	if lying {
+		diffs[0] = id.BlobOf([]byte("another layer"))
 	}
 	osName, arch, _ := strings.Cut("linux/amd64", "/")
 	if platform != "" {
