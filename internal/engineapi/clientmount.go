@@ -2,7 +2,6 @@ package engineapi
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -96,12 +95,12 @@ func upgrade(ctx context.Context, conn net.Conn, mr MountRequest) (io.Reader, er
 	}
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", Protocol)
-	writeErr := req.Write(conn)
-	// A daemon that stopped reading may have said why.
+	// A daemon that stopped reading may have said why; else reading fails too.
+	_ = req.Write(conn)
 	br := bufio.NewReader(conn)
 	res, err := http.ReadResponse(br, req)
 	if err != nil {
-		return nil, gone(ctx, cmp.Or(writeErr, err))
+		return nil, gone(ctx, err)
 	}
 	if err := replyError(res); err != nil {
 		return nil, err
