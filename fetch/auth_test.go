@@ -324,6 +324,7 @@ func TestCredentialPrograms(t *testing.T) {
 	program("none", `cat >/dev/null; echo "credentials not found in native keychain"; exit 1`)
 	program("broken", `cat >/dev/null; echo oops; exit 1`)
 	program("chatty", `cat >/dev/null; echo oops`)
+	program("endless", `cat >/dev/null; exec yes`)
 	stored := `"auths":{"h":{"auth":"` + b64("stored:secret") + `"}}`
 	for _, c := range []struct{ name, config, host, user, identity string }{
 		{"store", `{"credsStore":"good"}`, "h", "u-h", ""},
@@ -335,6 +336,7 @@ func TestCredentialPrograms(t *testing.T) {
 		{"not found, but stored", `{"credsStore":"none",` + stored + `}`, "h", "stored", ""},
 		{"broken is anonymous", `{"credsStore":"broken"}`, "h", "", ""},
 		{"not JSON", `{"credsStore":"chatty"}`, "h", "", ""},
+		{"endless", `{"credsStore":"endless"}`, "h", "", ""},
 		{"absent", `{"credsStore":"absent"}`, "h", "", ""},
 		{"absent, but stored", `{"credsStore":"absent",` + stored + `}`, "h", "stored", ""},
 		{"no path", `{"credsStore":"../good"}`, "h", "", ""},

@@ -274,7 +274,7 @@ func askProgram(ctx context.Context, name, server string) (credentials, error) {
 	cmd.Stdout = &out
 	cmd.WaitDelay = time.Second // a grandchild may hold the pipe
 	if err := cmd.Run(); err != nil {
-		said := strings.TrimSpace(out.String())
+		said := strings.TrimSpace(out.buf.String())
 		if strings.Contains(said, "credentials not found") {
 			return credentials{}, nil
 		}
@@ -284,7 +284,7 @@ func askProgram(ctx context.Context, name, server string) (credentials, error) {
 		return credentials{}, fmt.Errorf("%s: %w", name, err)
 	}
 	var got struct{ Username, Secret string }
-	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+	if err := json.Unmarshal(out.buf.Bytes(), &got); err != nil {
 		return credentials{}, fmt.Errorf("%s: its answer is not valid JSON", name)
 	}
 	return userCredentials(got.Username, got.Secret), nil
@@ -300,11 +300,12 @@ func userCredentials(name, secret string) credentials {
 }
 
 // limitedBuffer keeps what a program says, up to maxAuthFile bytes.
-type limitedBuffer struct{ bytes.Buffer }
+// (The buffer is not embedded: its ReadFrom would know no limit.)
+type limitedBuffer struct{ buf bytes.Buffer }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > maxAuthFile {
+	if b.buf.Len()+len(p) > maxAuthFile {
 		return 0, errors.New("output too long")
 	}
-	return b.Buffer.Write(p)
+	return b.buf.Write(p)
 }

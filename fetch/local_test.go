@@ -340,6 +340,18 @@ func TestHostileArchives(t *testing.T) {
 	}
 }
 
+func TestCompression(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"": "", "\x1f\x8b": "gzip", "\x1f": "", "\x28\xb5\x2f\xfd": "zstd", "\x5e\x2a\x4d\x18": "zstd", "\x6e\x2a\x4d\x18": "",
+		"BZh9": "bzip2", "\xfd7zXZ\x00": "xz", "index.json": "",
+	} {
+		if got := compression([]byte(in)); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
 // A name that occurs twice means the last one, as for tar.
 func TestDuplicateNames(t *testing.T) {
 	t.Parallel()

@@ -382,7 +382,7 @@ func TestProxy(t *testing.T) {
 		r.URL.Host, r.RequestURI = reg.Host, ""
 		resp, err := http.DefaultTransport.RoundTrip(r)
 		if err != nil {
-			http.Error(w, err.Error(), 502)
+			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
 		defer resp.Body.Close()
