@@ -35,11 +35,10 @@ func printRows[T any](w io.Writer, format, standard string, head T, rows []T) er
 	if err != nil {
 		return err
 	}
-	out := w
+	out, flush := w, func() error { return nil }
 	if table {
 		tw := tabwriter.NewWriter(w, 10, 1, 3, ' ', 0)
-		defer tw.Flush()
-		out = tw
+		out, flush = tw, tw.Flush
 		th, err := parseTemplate(format, headFunctions)
 		if err != nil {
 			return err
@@ -53,7 +52,7 @@ func printRows[T any](w io.Writer, format, standard string, head T, rows []T) er
 			return err
 		}
 	}
-	return nil
+	return flush()
 }
 
 func printJSONLines[T any](w io.Writer, rows []T) error {
