@@ -33,6 +33,10 @@ func (x *Indexer) place() error {
 			x.entry = x.entry[:0]
 			return fmt.Errorf("sparse files need more than the %d bytes an index can address", x.limits.Device)
 		}
+		// 8 bytes here and 8 in the builder; copies are at most as many as segments and chunks.
+		if x.mem += int64(len(l.chunks))*16 + int64(len(segs))*24; x.mem > x.limits.Memory {
+			return fmt.Errorf("names and attributes of more than %d bytes", x.limits.Memory)
+		}
 		x.layouts[in.data] = l
 	}
 	return nil

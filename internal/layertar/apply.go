@@ -46,8 +46,19 @@ type data struct {
 	segs      []segment // sparse only; valid for the call
 }
 
-// apply enters one entry into the tree.
+// apply enters one entry into the tree. A single one holds no more than the
+// limits of paths, attributes and maps, so checking the sum afterwards will do.
 func (x *Indexer) apply(h *header, d data) error {
+	if err := x.enter(h, d); err != nil {
+		return err
+	}
+	if x.mem > x.limits.Memory {
+		return fmt.Errorf("names and attributes of more than %d bytes", x.limits.Memory)
+	}
+	return nil
+}
+
+func (x *Indexer) enter(h *header, d data) error {
 	x.path = clean(x.path[:0], h.name)
 	path := x.path
 	if len(path) > x.limits.Path {
@@ -156,6 +167,7 @@ func (x *Indexer) link(h *header, dir uint32, base []byte) error {
 		}
 		return x.setAttributes(&x.inodes[target], h)
 	}
+	x.mem += 4
 	in := inode{mode: sIFREG, flags: flagPending, target: x.str(x.target)}
 	if err := x.setAttributes(&in, h); err != nil {
 		return err
@@ -297,9 +309,7 @@ func (x *Indexer) setXattrs(in *inode, raw []rawXattr) error {
 	if len(set) == 0 {
 		return nil
 	}
-	if x.mem += int64(len(set))*48 + 24; x.mem > x.limits.Memory {
-		return fmt.Errorf("names and attributes of more than %d bytes", x.limits.Memory)
-	}
+	x.mem += int64(len(set))*40 + 24
 	x.xattrs = append(x.xattrs, set)
 	in.xattrs = uint32(len(x.xattrs))
 	return nil

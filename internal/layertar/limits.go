@@ -20,7 +20,8 @@ const (
 	maxSteps   = 4096                    // components walked for one path, symbolic links expanded
 	maxLinks   = 255                     // symbolic links followed for one path, as containerd's resolver
 	maxChunks  = 4096                    // chunks of one sparse file
-	dentryCost = 32 + 96 + 8             // bytes held per entry beside its name, hash slot included
+	dentryCost = 40 + 8                  // bytes held per name beside the name, hash slot included
+	inodeCost  = 96                      // bytes held per inode, replaced ones included
 )
 
 func (l Limits) withDefaults() Limits {

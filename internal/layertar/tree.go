@@ -135,9 +135,7 @@ func (x *Indexer) add(dir uint32, name []byte) (uint32, error) {
 		if len(x.names) > x.limits.Entries {
 			return 0, fmt.Errorf("more than %d entries", x.limits.Entries)
 		}
-		if x.mem += dentryCost; x.mem > x.limits.Memory {
-			return 0, fmt.Errorf("names and attributes of more than %d bytes", x.limits.Memory)
-		}
+		x.mem += dentryCost
 		d = uint32(len(x.names))
 		x.names = append(x.names, dentry{name: x.str(name), dir: dir})
 		x.slots[slot] = d
@@ -210,6 +208,7 @@ func (x *Indexer) put(d uint32, in inode) {
 		x.drop(d)
 	}
 	in.names = 1
+	x.mem += inodeCost
 	e.inode = uint32(len(x.inodes))
 	e.hides = e.hides || !in.isDir()
 	x.inodes = append(x.inodes, in)
