@@ -239,6 +239,15 @@ func serve(t testing.TB, p *packed, o MountFlags) (string, *Server) {
 
 func serveOn(t testing.TB, rfs fuse.RawFileSystem, target string, o MountFlags) (string, *Server) {
 	t.Helper()
+	s := serveCold(t, rfs, target, o)
+	settlePoll(t, target)
+	return target, s
+}
+
+// serveCold does not touch the mount: the test must open its files by other
+// processes alone, see settlePoll.
+func serveCold(t testing.TB, rfs fuse.RawFileSystem, target string, o MountFlags) *Server {
+	t.Helper()
 	fd, err := Mount(target, "test:image", o)
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +259,6 @@ func serveOn(t testing.TB, rfs fuse.RawFileSystem, target string, o MountFlags) 
 		Unmount(target, true)
 		t.Fatal(err)
 	}
-	settlePoll(t, target)
 	t.Cleanup(func() {
 		if at, err := mountAt(target); err == nil && at != nil {
 			if err := Unmount(target, false); err != nil {
@@ -262,7 +270,7 @@ func serveOn(t testing.TB, rfs fuse.RawFileSystem, target string, o MountFlags) 
 			t.Error(err)
 		}
 	})
-	return target, s
+	return s
 }
 
 // settlePoll has the kernel learn that there is no FUSE_POLL. Go adds each file
@@ -308,8 +316,7 @@ func remount(t testing.TB, p *packed, target string, s *Server) *Server {
 		t.Fatal(err)
 	}
 	s.Wait()
-	_, s = serveOn(t, NewChain(p.img, p.data(), Options{}), target, MountFlags{})
-	return s
+	return serveCold(t, NewChain(p.img, p.data(), Options{}), target, MountFlags{})
 }
 
 // listing describes a tree: one line per path with all that lstat, readlink,

@@ -34,11 +34,12 @@ const (
 	readInSize    = inHeaderSize + 8 + 8 + 4*2 + 8 + 4*2
 	maxOutSize    = 512 // more than the fixed part of any reply
 
-	opLookup, opGetattr, opRead, opInit               = 1, 3, 15, 26
-	opOpen, opOpendir                                 = 14, 27
-	opReaddir, opReaddirplus, opGetxattr, opListxattr = 28, 44, 22, 23
-	opForget, opInterrupt, opDestroy, opBatchForget   = 2, 36, 38, 42
-	opCount                                           = 64
+	// Requests that the server knows apart.
+	opLookup, opForget, opGetattr, opBatchForget        = 1, 2, 3, 42
+	opOpen, opOpendir, opRead, opReaddir, opReaddirplus = 14, 27, 15, 28, 44
+	opStatfs, opGetxattr, opListxattr                   = 17, 22, 23
+	opInit, opInterrupt, opDestroy                      = 26, 36, 38
+	opCount                                             = 64
 )
 
 // quickReader is a file system that can often answer a READ without waiting.

@@ -10,6 +10,7 @@ type Stats struct {
 	ReadBytes uint64 // in the replies to READ
 	Xattrs    uint64 // GETXATTR and LISTXATTR
 	Forgets   uint64 // messages, each of which may name many inodes
+	Statfs    uint64 // the kernel keeps no answer; find(1) asks once per run
 	Others    uint64
 	Errors    uint64 // replies with EIO
 	LastError string // the reason of the last one, if the file system gave one
@@ -35,13 +36,14 @@ func (s *Server) Stats() Stats {
 		ReadBytes: s.readBytes.Load(),
 		Xattrs:    get(opGetxattr, opListxattr),
 		Forgets:   get(opForget, opBatchForget),
+		Statfs:    get(opStatfs),
 		Errors:    s.failed.Load(),
 	}
 	var all uint64
 	for op := range s.counts {
 		all += s.counts[op].Load()
 	}
-	st.Others = all - st.Lookups - st.Getattrs - st.Readdirs - st.Opens - st.Reads - st.Xattrs - st.Forgets
+	st.Others = all - st.Lookups - st.Getattrs - st.Readdirs - st.Opens - st.Reads - st.Xattrs - st.Forgets - st.Statfs
 	if f, ok := s.rfs.(failer); ok {
 		_, st.LastError = f.failures()
 	}
