@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/imgtest"
@@ -81,6 +82,7 @@ func TestTokenServerFails(t *testing.T) {
 		{"503 twice", imgtest.Fault{Status: 503, Times: 2}, ``, 0, ""},
 		{"503 for ever", imgtest.Fault{Status: 503}, ``, fault.Network, "503 Service Unavailable"},
 		{"nonsense", imgtest.Fault{Status: 200, Body: "<html>\n<p>secret"}, ``, fault.Network, "answer holds no token"},
+		{"never ends", imgtest.Fault{Short: 1, Stall: true}, ``, fault.Network, "token server"},
 		{"no token", imgtest.Fault{Status: 200, Body: "{\n}"}, ``, fault.Network, "answer holds no token"},
 		{"no POST", imgtest.Fault{Status: 405, Times: 1}, `{"identitytoken":"idt"}`, 0, ""},
 		{"POST redirected", imgtest.Fault{Location: strings.Replace(other.URL, "127.0.0.1", "localhost", 1) + "/token"}, `{"identitytoken":"idt"}`, fault.Network, "another host"},
@@ -91,6 +93,9 @@ func TestTokenServerFails(t *testing.T) {
 			c.fault.On = imgtest.KindToken
 			reg.Inject(c.fault)
 			o := options(t)
+			if c.fault.Stall {
+				o.Timeout = 300 * time.Millisecond
+			}
 			if c.entry != "" {
 				writeFile(t, filepath.Join(o.Auth.DockerConfig, "config.json"), `{"auths":{"`+reg.Host+`":`+c.entry+`}}`)
 			}
@@ -396,7 +401,7 @@ func TestRealm(t *testing.T) {
 		{"r.example", false, "/token", false},
 		{"r.example", false, "https://%zz/", false},
 	} {
-		a := newAuthorizer(c.host, c.insecure, http.DefaultClient, nil)
+		a := newAuthorizer(c.host, c.insecure, http.DefaultClient, time.Second, nil)
 		if _, err := a.realm(c.realm); (err == nil) != c.ok {
 			t.Errorf("%s (insecure %v) -> %s: %v", c.host, c.insecure, c.realm, err)
 		}

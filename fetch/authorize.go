@@ -27,6 +27,7 @@ type authorizer struct {
 	insecure bool   // plain http allowed to this host
 	lookup   func(ctx context.Context, repository string) (credentials, error)
 	client   *http.Client
+	timeout  time.Duration // for everything that a token takes
 
 	busy chan struct{} // holds one element while somebody asks for a token
 
@@ -45,8 +46,8 @@ const (
 	defaultLife = 60 * time.Second // of a token that does not say, by the spec
 )
 
-func newAuthorizer(host string, insecure bool, client *http.Client, lookup func(context.Context, string) (credentials, error)) *authorizer {
-	return &authorizer{host: host, insecure: insecure, lookup: lookup, client: client,
+func newAuthorizer(host string, insecure bool, client *http.Client, timeout time.Duration, lookup func(context.Context, string) (credentials, error)) *authorizer {
+	return &authorizer{host: host, insecure: insecure, lookup: lookup, client: client, timeout: timeout,
 		busy: make(chan struct{}, 1), grants: map[string]grant{}}
 }
 
@@ -80,7 +81,7 @@ func (a *authorizer) refused(ctx context.Context, resp *http.Response, repositor
 	ch := a.known
 	a.mu.Unlock()
 	if ch.scheme == "" {
-		return "", newStatusError(resp)
+		return "", newStatusError(resp, a.timeout)
 	}
 	return a.renew(ctx, repository, sent, ch)
 }
@@ -100,6 +101,9 @@ func (a *authorizer) renew(ctx context.Context, repository, sent string, ch chal
 	if g.header != sent && g.header != "" {
 		return g.header, nil
 	}
+	// Others wait for the outcome: this must end.
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
 	c, err := a.lookup(ctx, repository)
 	if err != nil {
 		return "", err

@@ -92,7 +92,7 @@ func (c *Client) newEndpointLocked(cfg hostConfig, domain string, own bool) *end
 		e.scheme = ""
 	}
 	e.client = c.httpClient(cfg, insecure)
-	e.auth = newAuthorizer(e.host, e.scheme == "http" || insecure, e.client, func(ctx context.Context, repository string) (credentials, error) {
+	e.auth = newAuthorizer(e.host, e.scheme == "http" || insecure, e.client, c.opts.Timeout, func(ctx context.Context, repository string) (credentials, error) {
 		if o := c.opts.Auth; own && (o.Token != "" || o.Username != "") {
 			if o.Token != "" {
 				return credentials{bearer: o.Token}, nil

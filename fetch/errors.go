@@ -42,11 +42,10 @@ var errMismatch = errors.New("answer does not fit the blob")
 
 const maxErrorBody = 64 << 10 // bytes read of an error's body
 
-// newStatusError consumes and closes resp.Body.
-func newStatusError(resp *http.Response) *statusError {
-	defer resp.Body.Close()
+// newStatusError consumes and closes resp.Body, in at most wait.
+func newStatusError(resp *http.Response, wait time.Duration) *statusError {
+	body := consume(resp, wait)
 	e := &statusError{method: resp.Request.Method, url: redact(resp.Request.URL), host: resp.Request.URL.Host, status: resp.StatusCode}
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	var doc struct {
 		Errors []struct{ Code, Message string } `json:"errors"`
 		Error  any                              `json:"error"`
@@ -56,6 +55,15 @@ func newStatusError(resp *http.Response) *statusError {
 		e.detail = oneLine(firstOf(doc.Errors[0].Message, e.code))
 	}
 	return e
+}
+
+// consume reads a little of a body that nobody needs, so that the connection
+// can be used again, and closes it. Whatever comes slowly is left.
+func consume(resp *http.Response, wait time.Duration) []byte {
+	defer resp.Body.Close()
+	defer time.AfterFunc(wait, func() { resp.Body.Close() }).Stop()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	return body
 }
 
 // oneLine makes foreign text fit for an error: printable, one line, short.

@@ -22,7 +22,7 @@ func (c *Client) foreign(raw string) (source, bool) {
 		req.Header = header
 		resp, err := c.anyone().Do(req)
 		if err == nil && resp.StatusCode/100 != 2 {
-			return nil, newStatusError(resp)
+			return nil, newStatusError(resp, c.opts.Stall)
 		}
 		return resp, err
 	}}, true

@@ -72,7 +72,7 @@ func (c *Client) head(ctx context.Context, ref Reference) (id.Blob, *response, e
 	err := c.try(ref, canResolve, func(e *endpoint) error {
 		resp, err := e.do(ctx, manifestRequest(http.MethodHead, ref.path, ref.tag))
 		if err == nil {
-			drain(resp)
+			consume(resp, e.c.opts.Stall)
 			d, derr := id.ParseBlob(resp.Header.Get("Docker-Content-Digest"))
 			if derr == nil {
 				digest = d

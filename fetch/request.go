@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptrace"
@@ -51,7 +50,7 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 			stale := resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest && header != ""
 			if mine && stale && !renewed {
 				fresh, aerr := e.auth.refused(ctx, resp, r.repository, header)
-				drain(resp)
+				consume(resp, e.c.opts.Stall)
 				if aerr == nil && fresh != header {
 					header, renewed = fresh, true
 					try--
@@ -65,7 +64,7 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 					return nil, err
 				}
 			} else {
-				serr := newStatusError(resp)
+				serr := newStatusError(resp, e.c.opts.Stall)
 				err = serr
 				// A signed link that has run out: the registry gives a new one.
 				expired := !mine && (serr.status == 400 || serr.status == 401 || serr.status == 403 || serr.status == 410)
@@ -87,13 +86,6 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 			return nil, err
 		}
 	}
-}
-
-// drain reads a little of a body that nobody wants, so that the connection
-// can be used again, and closes it.
-func drain(resp *http.Response) {
-	io.CopyN(io.Discard, resp.Body, maxErrorBody)
-	resp.Body.Close()
 }
 
 // once sends r a single time, by TLS; where plain http is allowed and TLS is

@@ -216,6 +216,21 @@ func TestTransientFailures(t *testing.T) {
 	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1})
 }
 
+// The text of an error is not waited for.
+func TestSilentError(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	}))
+	defer srv.Close()
+	o := options(t)
+	o.Stall = 100 * time.Millisecond
+	_, err := New(o).Resolve(t.Context(), mustParse(t, srv.Listener.Addr().String()+"/x@"+someDigest), Platform{})
+	wantFault(t, err, fault.NotFound, "manifest unknown", "")
+}
+
 // A body that is too large is not read to its end, whether it says so or not.
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
