@@ -183,17 +183,19 @@ func (x *Indexer) addInode(b *erofs.Builder, n uint32, hides bool) (erofs.Ref, e
 	return b.Add(&out)
 }
 
-// chunks says where the data of a non-empty file is.
+// chunks says where the data of a non-empty file is. The slice is for the next
+// call to use again.
 func (x *Indexer) chunks(in *inode) (uint8, []erofs.Chunk) {
 	if in.flags&flagSparse != 0 {
 		l := &x.layouts[in.data]
 		return l.bits, l.chunks
 	}
 	shift := chunkBits(in.size)
-	var chunks []erofs.Chunk
+	chunks := x.chunkBuf[:0]
 	for off := int64(0); off < in.size; off += blockSize << shift {
 		chunks = append(chunks, erofs.Chunk{Block: uint32((in.data + off) / blockSize)})
 	}
+	x.chunkBuf = chunks
 	return shift, chunks
 }
 

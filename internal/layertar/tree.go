@@ -16,16 +16,17 @@ import (
 // number; 0 is none. Nothing is freed: [Limits.Entries] bounds what was ever
 // made, and a name used again finds its old place.
 type tree struct {
-	seed    maphash.Seed // per Indexer: names cannot be chosen to collide
-	names   []dentry     // 1 is the root
-	inodes  []inode      // 1 is the root's
-	slots   []uint32     // hash table over names, open addressing, a power of two
-	arena   []byte       // tail of the block that strings are cut from
-	mem     int64        // bytes held, see Limits.Memory
-	xattrs  [][]erofs.Xattr
-	maps    [][]segment
-	layouts []layout // of maps, from Finish on
-	pending []uint32 // inodes that stand for a link's target not seen so far
+	seed     maphash.Seed // per Indexer: names cannot be chosen to collide
+	names    []dentry     // 1 is the root
+	inodes   []inode      // 1 is the root's
+	slots    []uint32     // hash table over names, open addressing, a power of two
+	arena    []byte       // tail of the block that strings are cut from
+	mem      int64        // bytes held, see Limits.Memory
+	xattrs   [][]erofs.Xattr
+	maps     [][]segment
+	layouts  []layout      // of maps, from Finish on
+	chunkBuf []erofs.Chunk // scratch
+	pending  []uint32      // inodes that stand for a link's target not seen so far
 
 	path, target, linkDir []byte    // scratch: cleaned names
 	rest                  [2][]byte // scratch: what is left to walk, in turns
