@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -272,6 +273,14 @@ func mountAt(target string) (fs.MountPoint, error) {
 	return fs.MountPoint{}, fault.New(fault.NotFound, "%s: not a mount point", target)
 }
 
+// chainIndex is what the kernel names as the source of an erofs mount of ours.
+var chainIndex = regexp.MustCompile(`/chains/[0-9a-f]{64}/index$`)
+
+// ours reports whether imgfs made the mount, for whatever store.
+func ours(m fs.MountPoint) bool {
+	return m.Imgfs() || m.Type == "erofs" && chainIndex.MatchString(m.Source)
+}
+
 // checkTarget returns dir absolute and free of symlinks, or why nothing can
 // be mounted on it.
 func checkTarget(dir string, nonempty bool) (string, error) {
@@ -292,7 +301,7 @@ func checkTarget(dir string, nonempty bool) (string, error) {
 	case !st.IsDir():
 		return "", fault.New(fault.Invalid, "%s: not a directory", dir)
 	}
-	if m, err := mountAt(target); err == nil && m.Imgfs() {
+	if m, err := mountAt(target); err == nil && ours(m) {
 		return "", fault.WithHint(fault.New(fault.Conflict, "%s: imgfs has mounted %s here already", dir, m.Source), "imgfs umount %s", quoted(dir))
 	}
 	if nonempty {

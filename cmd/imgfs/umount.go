@@ -117,7 +117,7 @@ func unmountArg(c *cli.Context, client *engineapi.Client, known []engineapi.Moun
 		}
 	}
 	if m, err := mountAt(target); err == nil {
-		if !m.Imgfs() {
+		if !ours(m) {
 			return fault.WithHint(fault.New(fault.NotFound, "%s: not a mount of imgfs but of type %s", arg, m.Type), "umount %s", quoted(arg))
 		}
 		return fs.Unmount(target, c.Bool("lazy"))
@@ -144,7 +144,7 @@ func unmountArg(c *cli.Context, client *engineapi.Client, known []engineapi.Moun
 // has forgotten it.
 func unmountRecorded(c *cli.Context, client *engineapi.Client, m engineapi.Mount) error {
 	here, err := mountAt(m.Target)
-	if err != nil || !here.Imgfs() && here.Type != m.Driver {
+	if err != nil || !ours(here) {
 		return fault.WithHint(fault.New(fault.NotFound, "%s: mounted in another mount namespace", m.Target), "unmount it where it was mounted")
 	}
 	if err := fs.Unmount(m.Target, c.Bool("lazy")); err != nil {
