@@ -43,7 +43,8 @@ type engine struct {
 	gone    chan struct{} // closed when the store is unlocked
 	tidy    *time.Timer   // returns memory some time after the last pull
 
-	wg sync.WaitGroup // the goroutine of each mount
+	calls sync.WaitGroup // mounts being made
+	wg    sync.WaitGroup // the goroutine of each mount
 
 	// names serialises what changes an image's record, its names and the
 	// layers it retains: they are several records. Nothing waits for a
@@ -116,10 +117,15 @@ func merge(w io.Writer, parent *erofs.Image, top []*erofs.Image) error {
 // close ends the mounts and closes the store. Unless keep is set, mounts are
 // unmounted and forgotten; otherwise they stay, dead, with their records, for
 // the next daemon to serve again.
+//
+// Preconditions: the contexts of all requests have ended.
 func (e *engine) close(keep bool) error {
 	e.mu.Lock()
 	e.leaving = true
 	e.kept = keep
+	e.mu.Unlock()
+	e.calls.Wait()
+	e.mu.Lock()
 	var live []*mount
 	for _, m := range e.mounts {
 		live = append(live, m)

@@ -127,8 +127,10 @@ func killDaemon(t testing.TB, p Paths) {
 // mountAs does what the CLI does.
 func mountAs(ctx context.Context, c *engineapi.Client, image, target string, edit ...func(*engineapi.MountRequest)) (engineapi.Mount, error) {
 	req := engineapi.MountRequest{Image: image, Target: target, Driver: "fuse"}
-	req.MountNS, _ = os.Readlink("/proc/self/ns/mnt")
-	req.UserNS, _ = os.Readlink("/proc/self/ns/user")
+	var err error
+	if req.MountNS, req.UserNS, err = ownNamespaces(); err != nil {
+		return engineapi.Mount{}, err
+	}
 	for _, f := range edit {
 		f(&req)
 	}
@@ -142,6 +144,22 @@ func mountAs(ctx context.Context, c *engineapi.Client, image, target string, edi
 		err = errors.Join(err, fs.Unmount(target, true))
 	}
 	return m, err
+}
+
+func ownNamespaces() (mnt, user string, err error) {
+	if mnt, err = os.Readlink("/proc/self/ns/mnt"); err == nil {
+		user, err = os.Readlink("/proc/self/ns/user")
+	}
+	return mnt, user, err
+}
+
+func namespaces(t testing.TB) (mnt, user string) {
+	t.Helper()
+	mnt, user, err := ownNamespaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mnt, user
 }
 
 // mountDir returns an empty directory for a mount, which is taken away at the

@@ -103,6 +103,7 @@ func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report f
 	if err := e.reserve(at); err != nil {
 		return engineapi.Mount{}, err
 	}
+	defer e.calls.Done()
 	rec := record{
 		ID: newID(), Target: req.Target, Driver: req.Driver, Layout: req.Layout,
 		Suid: req.Suid, Dev: req.Dev, MountNS: req.MountNS, UserNS: req.UserNS, Registry: withoutSecrets(req.Registry),
@@ -135,21 +136,24 @@ func (e *engine) makeMount(ctx context.Context, req engineapi.MountRequest, rec 
 	if err != nil {
 		return nil, err
 	}
-	asked := false
+	before, err := seenAt(rec.Target)
+	if err != nil {
+		t.close()
+		return nil, err
+	}
 	defer func() {
 		if err == nil {
 			return
 		}
 		t.close()
-		if asked && ctx.Err() != nil && rec.MountNS == e.mountNS {
-			e.sweepTarget(&rec)
+		if ctx.Err() != nil && rec.MountNS == e.mountNS {
+			e.sweepTarget(&rec, before)
 		}
 	}()
 	ready := engineapi.MountReady{ID: rec.ID, Source: t.source}
 	if req.Driver == "erofs" {
 		ready.Index, ready.Devices = t.chain.IndexPath(), t.chain.DataPaths()
 	}
-	asked = true
 	reply, fd, err := exchange(ready)
 	if err != nil {
 		return nil, err
@@ -296,7 +300,8 @@ func (e *engine) follow(m *mount) {
 	close(m.gone)
 }
 
-// reserve makes sure that nobody else mounts at the same place.
+// reserve makes sure that nobody else mounts at the same place. After success
+// e.calls.Done is to be called once.
 func (e *engine) reserve(at place) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -307,6 +312,7 @@ func (e *engine) reserve(at place) error {
 		return fault.WithHint(fault.New(fault.Conflict, "%s is mounted already", at.target), "imgfs umount %s", at.target)
 	}
 	e.targets[at] = true
+	e.calls.Add(1)
 	return nil
 }
 

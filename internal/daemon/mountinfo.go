@@ -10,6 +10,7 @@ import (
 
 // mountEntry is one line of mountinfo: proc_pid_mountinfo(5).
 type mountEntry struct {
+	ID     string // while the mount exists, unique on the machine
 	Device string // major:minor
 	Target string
 	FSType string
@@ -37,7 +38,7 @@ func parseMounts(r io.Reader) ([]mountEntry, error) {
 		if !ok || len(l) < 6 || len(rt) < 1 {
 			return nil, fmt.Errorf("mountinfo: line %q", sc.Text())
 		}
-		e := mountEntry{Device: l[2], Target: unescape(l[4]), FSType: unescape(rt[0])}
+		e := mountEntry{ID: l[0], Device: l[2], Target: unescape(l[4]), FSType: unescape(rt[0])}
 		if len(rt) > 1 {
 			e.Source = unescape(rt[1])
 		}

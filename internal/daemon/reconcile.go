@@ -57,6 +57,7 @@ func (e *engine) restore(ctx context.Context, r record) error {
 	if err := e.reserve(at); err != nil {
 		return err
 	}
+	defer e.calls.Done()
 	err := e.restoreAt(ctx, r)
 	if err != nil {
 		e.unreserve(at)
@@ -126,15 +127,33 @@ func dead(target string) bool {
 }
 
 // sweepTarget takes away what a client left that died between mounting and
-// handing the descriptor over.
-func (e *engine) sweepTarget(r *record) {
+// handing the descriptor over. before is what was seen at the target before
+// the client was asked to mount. Whether the mount answers cannot be tried:
+// the descriptor may still be on its way.
+func (e *engine) sweepTarget(r *record, before string) {
 	table, err := mountTable()
 	if err != nil {
 		return
 	}
-	if top, ok := topMount(table, r.Target); ok && top.FSType == fuseType && top.Source == r.Source && dead(r.Target) {
-		if err := fs.Unmount(r.Target, true); err != nil {
-			e.log.Warn("dead mount", "target", r.Target, "err", err)
-		}
+	top, ok := topMount(table, r.Target)
+	ours := top.FSType == fuseType && top.Source == r.Source
+	if r.Driver == "erofs" {
+		ours = top.FSType == "erofs"
 	}
+	if !ok || top.ID == before || !ours {
+		return
+	}
+	if err := fs.Unmount(r.Target, true); err != nil {
+		e.log.Warn("dead mount", "target", r.Target, "err", err)
+	}
+}
+
+// seenAt returns the ID of the mount at target, "" if there is none.
+func seenAt(target string) (string, error) {
+	table, err := mountTable()
+	if err != nil {
+		return "", err
+	}
+	top, _ := topMount(table, target)
+	return top.ID, nil
 }

@@ -163,8 +163,8 @@ func TestParseMounts(t *testing.T) {
 37 35 0:50 / /x ro,nosuid shared:1 master:2 - fuse.imgfs ubuntu:14.04 rw
 `))
 	want := []mountEntry{
-		{Device: "98:0", Target: "/mnt 2", FSType: "ext3", Source: `/dev/ro\ot`},
-		{Device: "0:50", Target: "/x", FSType: "fuse.imgfs", Source: "ubuntu:14.04"},
+		{ID: "36", Device: "98:0", Target: "/mnt 2", FSType: "ext3", Source: `/dev/ro\ot`},
+		{ID: "37", Device: "0:50", Target: "/x", FSType: "fuse.imgfs", Source: "ubuntu:14.04"},
 	}
 	if err != nil || len(list) != 2 || list[0] != want[0] || list[1] != want[1] {
 		t.Errorf("got %+v %v", list, err)

@@ -4,9 +4,11 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -18,6 +20,8 @@ import (
 type registry struct {
 	*httptest.Server
 	requests  atomic.Int64
+	mu        sync.Mutex
+	paths     map[string]int // requests by path
 	blobs     map[string][]byte
 	manifests map[string][]byte // by NAME:TAG and by digest
 }
@@ -29,7 +33,7 @@ const (
 )
 
 func newRegistry(t testing.TB) *registry {
-	r := &registry{blobs: map[string][]byte{}, manifests: map[string][]byte{}}
+	r := &registry{paths: map[string]int{}, blobs: map[string][]byte{}, manifests: map[string][]byte{}}
 	r.Server = httptest.NewServer(r)
 	t.Cleanup(r.Server.Close)
 	return r
@@ -84,8 +88,28 @@ func (r *registry) push(t testing.TB, name string, layers ...string) (ref string
 	return r.host() + "/" + name, id.ImageIDOf(config)
 }
 
+// got returns the number of requests by path.
+func (r *registry) got() map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.paths)
+}
+
+// config returns the digest of an image's config.
+func (r *registry) config(t testing.TB, name string) string {
+	t.Helper()
+	var m struct{ Config struct{ Digest string } }
+	if err := json.Unmarshal(r.manifests[name], &m); err != nil {
+		t.Fatal(err)
+	}
+	return m.Config.Digest
+}
+
 func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.requests.Add(1)
+	r.mu.Lock()
+	r.paths[req.URL.Path]++
+	r.mu.Unlock()
 	path := strings.TrimPrefix(req.URL.Path, "/v2/")
 	if name, ref, ok := strings.Cut(path, "/manifests/"); ok {
 		b := r.manifests[ref]

@@ -49,8 +49,7 @@ func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 		return nil // the client has gone
 	}
 
-	// The request's own context ended with the hijack.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x := &exchange{conn: uc, replies: make(chan cliReply, 1)}
 	var wg sync.WaitGroup
@@ -58,7 +57,7 @@ func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 		defer cancel() // after its one reply the client has only to listen; its end ends the mount
 		x.read()
 	})
-	m, err := s.engine.Mount(ctx, req, x.progress, x.do)
+	m, err := s.engine.Mount(ctx, req, x.progress, func(r MountReady) (MountReply, *os.File, error) { return x.do(ctx, r) })
 	if err != nil {
 		s.log.Info("mount failed", "image", req.Image, "target", req.Target, "err", err)
 		x.send(MountEvent{Error: WireError(err)})
@@ -175,11 +174,17 @@ func rights(oob []byte) []int {
 }
 
 // do is the Exchange of this connection.
-func (x *exchange) do(ready MountReady) (MountReply, *os.File, error) {
+func (x *exchange) do(ctx context.Context, ready MountReady) (MountReply, *os.File, error) {
 	if err := x.send(MountEvent{Ready: &ready}); err != nil {
 		return MountReply{}, nil, fault.New(fault.Canceled, "client went away: %w", err)
 	}
-	rep, ok := <-x.replies
+	var rep cliReply
+	var ok bool
+	select {
+	case rep, ok = <-x.replies:
+	case <-ctx.Done(): // the client has gone, or the daemon is leaving
+		return MountReply{}, nil, ctx.Err()
+	}
 	switch {
 	case !ok:
 		return MountReply{}, nil, fault.New(fault.Canceled, "client went away")
