@@ -26,7 +26,7 @@ type place struct {
 func newPlace(t testing.TB) *place {
 	p := &place{t: t, dir: t.TempDir()}
 	p.open()
-	t.Cleanup(func() { p.db.Close() })
+	t.Cleanup(func() { metadb.Close(p.db) })
 	return p
 }
 
@@ -43,7 +43,7 @@ func (p *place) open() {
 
 func (p *place) reopen() {
 	p.t.Helper()
-	if err := p.db.Close(); err != nil {
+	if err := metadb.Close(p.db); err != nil {
 		p.t.Fatal(err)
 	}
 	p.open()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
@@ -360,9 +361,17 @@ func record(i *Image) []byte {
 // Preconditions: s.mu is held.
 func (s *Store) commitLocked(changes map[string][]byte) error {
 	if err := metadb.Update(s.db, changes); err != nil {
-		return fmt.Errorf("image records: %w", err)
+		return diskError(fmt.Errorf("image records: %w", err))
 	}
 	return nil
+}
+
+// diskError adds the hint that a full disk needs.
+func diskError(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.WithHint(err, "what no image needs is removed by: imgfs gc")
+	}
+	return err
 }
 
 func (s *Store) blobPath(hex string) string { return filepath.Join(s.blobs, hex) }
@@ -397,7 +406,7 @@ func (s *Store) readBlobs(i *Image) error {
 func (s *Store) writeBlob(hex string, b []byte) (err error) {
 	defer func() {
 		if err != nil {
-			err = fault.WithHint(fmt.Errorf("image store: %w", err), "what no image needs is removed by: imgfs gc")
+			err = diskError(fmt.Errorf("image store: %w", err))
 		}
 	}()
 	f, err := os.CreateTemp(s.blobs, "tmp-")

@@ -72,7 +72,7 @@ func (p *place) close() {
 	if err := p.Store.Close(); err != nil {
 		p.t.Error(err)
 	}
-	if err := p.db.Close(); err != nil {
+	if err := metadb.Close(p.db); err != nil {
 		p.t.Error(err)
 	}
 	p.Store = nil

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/metadb"
 )
 
 // TestOwners walks through docker's semantics: a layer goes with its last
@@ -184,5 +185,32 @@ func TestLeftovers(t *testing.T) {
 	close(h.goOn)
 	if err := <-done; err != nil {
 		t.Errorf("pass under a GC: %v", err)
+	}
+}
+
+// TestManyRecords changes more records than one transaction takes.
+func TestManyRecords(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	const n = 10_000
+	changes := map[string][]byte{}
+	for i := range n {
+		changes[fmt.Sprintf("%s%064x", blobKey, i)] = []byte(strings.Repeat("0", 64))
+	}
+	count := func() (records int) {
+		if err := metadb.Scan(p.db, blobKey, func(string, []byte) error { records++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return records
+	}
+	if err := p.update(changes); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(); got != n {
+		t.Errorf("%d records, want %d", got, n)
+	}
+	p.reopen() // none is of a layer that is here
+	if got := count(); got != 0 {
+		t.Errorf("%d records after Open, want none", got)
 	}
 }

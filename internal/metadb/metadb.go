@@ -14,6 +14,7 @@ package metadb
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -26,19 +27,42 @@ import (
 // the last attempt's error is the one to tell.
 const attempts = 4
 
-// Open opens the database in dir, which it makes if absent.
+// Open opens the database in dir, which it makes if absent. Close it with
+// [Close].
 //
 // An error is one of Badger's, wrapped: dir is locked by another process, is
-// not writable, or holds a damaged database.
+// not writable, or holds a damaged database; or it is ENOSPC.
 func Open(dir string) (*badger.DB, error) {
+	db, err := open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("metadata database: %w", err)
+	}
+	return db, nil
+}
+
+func open(dir string) (*badger.DB, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := yield(dir); err != nil {
+		return nil, err
+	}
+	defer take(dir)
+	if err := free(dir); err != nil {
+		return nil, err
+	}
 	var err error
 	for range attempts {
 		var db *badger.DB
-		if db, err = badger.Open(tuned(dir)); err == nil {
-			return db, nil
+		if db, err = badger.Open(tuned(dir)); err != nil {
+			continue
 		}
+		if err = allocate(dir); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+		return db, nil
 	}
-	return nil, fmt.Errorf("metadata database: %w", err)
+	return nil, err
 }
 
 // tuned returns the options: small logs (they are mapped at twice their size),
@@ -82,9 +106,13 @@ func Scan(db *badger.DB, prefix string, visit func(rest string, value []byte) er
 	})
 }
 
-// Update applies sets and deletes in one synced transaction. A nil value
-// deletes its key; deleting an absent key is no error.
+// Update applies sets and deletes, of which there may be some thousand, in one
+// synced transaction. A nil value deletes its key; deleting an absent key is no
+// error. If the disk is full, ENOSPC is returned, unless it only deletes.
 func Update(db *badger.DB, changes map[string][]byte) error {
+	if err := room(db.Opts().Dir, changes); err != nil {
+		return err
+	}
 	for {
 		err := db.Update(func(txn *badger.Txn) error {
 			for k, v := range changes {

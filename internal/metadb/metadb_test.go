@@ -35,7 +35,7 @@ func TestOpenAfterKill(t *testing.T) {
 			if err := Update(db, map[string][]byte{"x/a": []byte("1")}); err != nil {
 				t.Fatal(err)
 			}
-			if err := db.Close(); err != nil {
+			if err := Close(db); err != nil {
 				t.Fatal(err)
 			}
 			for _, f := range tt.files {
@@ -47,7 +47,7 @@ func TestOpenAfterKill(t *testing.T) {
 			if err != nil {
 				t.Fatalf("open after the kill: %v", err)
 			}
-			defer db.Close()
+			defer Close(db)
 			if got := scan(t, db, "x/"); got != "a=1 " {
 				t.Errorf("records = %q, want the one written before", got)
 			}
@@ -61,9 +61,9 @@ func TestOpenTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	defer Close(db)
 	if db2, err := Open(dir); err == nil {
-		db2.Close()
+		Close(db2)
 		t.Fatal("a second Open of a database in use succeeded")
 	}
 }
@@ -73,7 +73,7 @@ func TestScanUpdate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	defer Close(db)
 	step := func(changes map[string][]byte, want string) {
 		t.Helper()
 		if err := Update(db, changes); err != nil {
@@ -123,7 +123,7 @@ func child(dir string) {
 	}
 	took := time.Since(start).Microseconds()
 	fmt.Println(rssAnon()-before, runtime.NumGoroutine()-goroutines, took)
-	if err := db.Close(); err != nil {
+	if err := Close(db); err != nil {
 		panic(err)
 	}
 }
@@ -145,7 +145,7 @@ func BenchmarkOpen(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	if err := db.Close(); err != nil {
+	if err := Close(db); err != nil {
 		b.Fatal(err)
 	}
 	var sum [3]float64
@@ -177,7 +177,7 @@ func BenchmarkUpdate(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer db.Close()
+	defer Close(db)
 	for b.Loop() {
 		if err := Update(db, map[string][]byte{"x/a": []byte("1")}); err != nil {
 			b.Fatal(err)
