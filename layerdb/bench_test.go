@@ -98,3 +98,26 @@ func cpu(b *testing.B) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkChain opens a stack of 127 known layers, as a mount of a known
+// image does.
+func BenchmarkChain(b *testing.B) {
+	p := newPlace(b)
+	diffs := p.putN(127)
+	for _, restart := range []bool{false, true} {
+		b.Run(map[bool]string{false: "again", true: "after a restart"}[restart], func(b *testing.B) {
+			for b.Loop() {
+				if restart {
+					b.StopTimer()
+					p.reopen()
+					b.StartTimer()
+				}
+				c, err := p.Chain(context.Background(), diffs)
+				if err != nil {
+					b.Fatal(err)
+				}
+				c.Release()
+			}
+		})
+	}
+}
