@@ -133,6 +133,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"requests":   cmdRequests,
 	"fails":      cmdFails,
 	"interrupt":  cmdInterrupt,
+	"bereave":    cmdBereave,
 	"parallel":   cmdParallel,
 	"expand":     cmdExpand,
 	"mounted":    cmdMounted,
@@ -282,25 +283,44 @@ var errorForm = regexp.MustCompile(`^([0-9a-zA-Z.]+: .*\n|Error: No such image: 
 // interrupt TEXT COMMAND ARGS... runs a command and interrupts it when TEXT is
 // in its standard error. It must end with 130.
 func cmdInterrupt(ts *testscript.TestScript, _ bool, args []string) {
+	code, text := runUntil(ts, args, func(p *os.Process) { ts.Check(p.Signal(os.Interrupt)) })
+	if code != 130 || !strings.HasSuffix(text, "\nimgfs: interrupted\n") {
+		ts.Fatalf("exit status %d, want 130\n%s", code, text)
+	}
+}
+
+// bereave TEXT COMMAND ARGS... runs a command and kills the daemon when TEXT
+// is in its standard error. It must succeed all the same.
+func cmdBereave(ts *testscript.TestScript, _ bool, args []string) {
+	code, text := runUntil(ts, args, func(*os.Process) { cmdKillDaemon(ts, false, nil) })
+	if code != 0 {
+		ts.Fatalf("exit status %d\n%s", code, text)
+	}
+}
+
+// runUntil runs the command args[1:], and act once when args[0] is in its
+// standard error, which it returns with the exit code.
+func runUntil(ts *testscript.TestScript, args []string, act func(*os.Process)) (int, string) {
 	cmd := exec.Command(args[1], args[2:]...)
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Env = environment(ts)
 	stderr, err := cmd.StderrPipe()
 	ts.Check(err)
 	ts.Check(cmd.Start())
-	sent := false
+	acted := false
 	var text strings.Builder
 	for sc := bufio.NewScanner(stderr); sc.Scan(); {
 		fmt.Fprintln(&text, sc.Text())
-		if !sent && strings.Contains(sc.Text(), args[0]) {
-			sent = true
-			ts.Check(cmd.Process.Signal(os.Interrupt))
+		if !acted && strings.Contains(sc.Text(), args[0]) {
+			acted = true
+			act(cmd.Process)
 		}
 	}
 	cmd.Wait()
-	if code := cmd.ProcessState.ExitCode(); !sent || code != 130 || !strings.HasSuffix(text.String(), "\nimgfs: interrupted\n") {
-		ts.Fatalf("interrupted %v, exit status %d, want 130\n%s", sent, code, text.String())
+	if !acted {
+		ts.Fatalf("no %q in %q", args[0], text.String())
 	}
+	return cmd.ProcessState.ExitCode(), text.String()
 }
 
 func environment(ts *testscript.TestScript) []string {
