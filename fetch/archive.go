@@ -34,7 +34,8 @@ const (
 // are. Names are keys, never paths of the host; a name that occurs twice
 // means its last occurrence, as for tar.
 type archive struct {
-	f       *os.File
+	io.Closer
+	r       *io.SectionReader
 	entries map[string]entry
 }
 
@@ -49,24 +50,30 @@ func openTar(name string) (files, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &archive{f: f, entries: map[string]entry{}}
-	if err := a.scan(); err != nil {
+	size, err := regular(f)
+	var a *archive
+	if err == nil {
+		a, err = newArchive(io.NewSectionReader(f, 0, size))
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
+	a.Closer = f
 	return a, nil
 }
 
-// scan reads the headers. archive/tar seeks over the contents, and reads no
-// further than a header's last block, so that the file's position is where
-// the content begins.
+// newArchive reads the headers. archive/tar seeks over the contents, and reads
+// no further than a header's last block, so that the position is where the
+// content begins.
+func newArchive(r *io.SectionReader) (*archive, error) {
+	a := &archive{r: r, entries: map[string]entry{}}
+	return a, a.scan()
+}
+
 func (a *archive) scan() error {
-	size, err := regular(a.f)
-	if err != nil {
-		return err
-	}
 	var magic [6]byte
-	n, err := a.f.ReadAt(magic[:], 0)
+	n, err := a.r.ReadAt(magic[:], 0)
 	if err != nil && err != io.EOF {
 		return err
 	}
@@ -74,7 +81,7 @@ func (a *archive) scan() error {
 		return fault.WithHint(fault.New(fault.Invalid, "the archive is compressed (%s)", c),
 			"archives are read in place: unpack it to a plain tar file first")
 	}
-	tr := tar.NewReader(a.f)
+	tr := tar.NewReader(a.r)
 	for n := 0; ; n++ {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -86,7 +93,7 @@ func (a *archive) scan() error {
 		if n == maxEntries {
 			return fault.New(fault.Integrity, "more than %d files", maxEntries)
 		}
-		off, err := a.f.Seek(0, io.SeekCurrent)
+		off, err := a.r.Seek(0, io.SeekCurrent)
 		if err != nil {
 			return err
 		}
@@ -96,7 +103,7 @@ func (a *archive) scan() error {
 			if sparse(h) {
 				return fault.New(fault.Invalid, "%q: sparse files in archives are not supported", name)
 			}
-			if h.Size < 0 || h.Size > size-off {
+			if h.Size < 0 || h.Size > a.r.Size()-off {
 				return fault.New(fault.Integrity, "%q: truncated", name)
 			}
 			a.entries[name] = entry{off: off, size: h.Size}
@@ -144,10 +151,8 @@ func (a *archive) open(name string) (io.ReadCloser, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	return io.NopCloser(io.NewSectionReader(a.f, e.off, e.size)), e.size, nil
+	return io.NopCloser(io.NewSectionReader(a.r, e.off, e.size)), e.size, nil
 }
-
-func (a *archive) Close() error { return a.f.Close() }
 
 // compression names the compression that b starts with, "" for none.
 func compression(b []byte) string {
