@@ -137,24 +137,18 @@ func (m *merger) mkdir(e entryID) inodeID {
 	return n
 }
 
-// applyDeferred applies an implied directory that met a symlink.
+// applyDeferred applies an implied directory that met a symlink. Where another
+// deferral has replaced the symlink since, what follow makes of that is the rule
+// for implied directories.
 func (m *merger) applyDeferred(df deferral) error {
-	m.queue = m.queue[:0]
-	if m.kindOf(df.entry) != kindSymlink { // another deferral replaced it
-		m.applyDir(df.item, df.entry)
-	} else {
-		d, err := m.follow(df.entry)
-		if err != nil {
-			return err
-		}
-		if m.src.items[df.item].opaque {
-			m.touch(d, m.layer)
-			m.prune(d, m.layer)
-		}
-		m.queue = append(m.queue, job{df.item, d})
+	d, err := m.follow(df.entry)
+	if err != nil {
+		return err
 	}
-	j := m.queue[0]
-	m.touch(j.dir, m.layer)
-	m.run(j.item, j.dir)
+	if m.src.items[df.item].opaque {
+		m.prune(d, m.layer)
+	}
+	m.touch(d, m.layer)
+	m.run(df.item, d)
 	return nil
 }

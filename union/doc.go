@@ -35,9 +35,10 @@
 //
 // Why replace, where an implied directory meets a file: containerd's applier
 // for plain directories fails there, umoci and all overlay-backed stores
-// replace; an image that some engine runs must mount. Why follow symlinks:
-// layers made from package trees (/bin/tool without an entry for /bin) are
-// meant for bases where /bin is a symlink, and replacing it removes the shell.
+// replace; an image that some engine runs must mount. Why follow symlinks, as
+// umoci and the plain appliers do and overlay-backed stores do not: layers made
+// from package trees (/bin/tool without an entry for /bin) are meant for bases
+// where /bin is a symlink, and replacing that takes the shell away.
 //
 // A merge costs time and memory in proportion to what the layers contain: a
 // layer that touches one name of a directory of a million costs one look-up.
