@@ -146,7 +146,7 @@ func (e *engine) close(keep bool) error {
 		errs = append(errs, e.layers.Close())
 	}
 	if e.db != nil {
-		errs = append(errs, e.db.Close())
+		errs = append(errs, metadb.Close(e.db))
 	}
 	return errors.Join(errs...)
 }
