@@ -176,15 +176,23 @@ func (e *emitter) add(n inodeID) (erofs.Ref, error) {
 		return e.refs[n], nil
 	}
 	if err := e.fill(&e.m.inodes[n]); err != nil {
-		return 0, err
+		return 0, e.inLayer(n, err)
 	}
 	ref, err := e.b.Add(&e.in)
 	if err != nil {
-		return 0, err
+		return 0, e.inLayer(n, err)
 	}
 	e.refs[n], e.added[n] = ref, true
 	e.count++
 	return ref, nil
+}
+
+// inLayer says which layer inode n is from; of a parent chain's, nothing.
+func (e *emitter) inLayer(n inodeID, err error) error {
+	if s := &e.src[e.m.inodes[n].image]; s.img.Label() != Label {
+		return fmt.Errorf("layer %d: %w", s.device+1, err)
+	}
+	return err
 }
 
 // fill sets e.in to what inode n is.

@@ -369,7 +369,11 @@ func unpackUmoci(t *testing.T, layout string) string {
 
 func unpackPodman(t *testing.T, layout, store string) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("/tmp", "podman-") // short: podman allows 50 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	podman := func(args ...string) string {
 		return run(t, "podman", append([]string{
 			"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", store,
