@@ -150,7 +150,7 @@ func (x *Indexer) link(h *header, dir uint32, base []byte) error {
 	}
 	target, err := x.lookup()
 	if err != nil {
-		return fmt.Errorf("hard link to %q: %w", h.link, err)
+		return fmt.Errorf("hard link to %.200q: %w", h.link, err)
 	}
 	name, err := x.add(dir, base)
 	if err != nil {

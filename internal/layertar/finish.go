@@ -46,8 +46,8 @@ func (x *Indexer) Finish(w io.Writer, tag string) (Summary, error) {
 	if err := x.resolvePending(); err != nil {
 		return Summary{}, x.refuse(err)
 	}
-	x.sum.StreamSize = x.off
-	x.sum.DataSize = (x.off + blockSize - 1) &^ (blockSize - 1)
+	x.sum.StreamSize = x.size
+	x.sum.DataSize = (x.size + blockSize - 1) &^ (blockSize - 1)
 	if err := x.place(); err != nil {
 		return Summary{}, x.refuse(err)
 	}

@@ -30,7 +30,8 @@ type Indexer struct {
 
 	// The reader of the stream.
 	state    state
-	off      int64 // bytes of the stream consumed
+	size     int64 // bytes of the stream written
+	off      int64 // bytes of the stream consumed; a header in pieces is not yet
 	need     int64 // bytes left in inSpecial, inPayload or inPadding
 	pad      int64 // padding behind the current special body or payload
 	zero     bool  // the last record was zeros
@@ -65,14 +66,18 @@ func (x *Indexer) Write(p []byte) (int, error) {
 		return 0, x.err
 	}
 	n := len(p)
-	if int64(n) > x.limits.Device-x.off {
-		return 0, x.refuse(fmt.Errorf("the stream is larger than %d bytes, which an index can address", x.limits.Device))
-	}
+	// What fits is looked at first, so that no cut of the stream matters.
+	p = p[:min(int64(n), x.limits.Device-x.size)]
+	x.size += int64(n)
 	for len(p) > 0 {
 		var err error
 		if p, err = x.step(p); err != nil {
 			return 0, x.refuse(err)
 		}
+	}
+	if x.size > x.limits.Device {
+		x.entry = x.entry[:0]
+		return 0, x.refuse(fmt.Errorf("the stream is larger than %d bytes, which an index can address", x.limits.Device))
 	}
 	return n, nil
 }
