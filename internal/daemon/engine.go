@@ -54,6 +54,7 @@ type engine struct {
 	mu       sync.Mutex // guards the rest
 	mounts   map[string]*mount
 	targets  map[place]bool // in use, or about to be
+	pulls    int            // under way
 	problems []string
 	leaving  bool // no new mounts
 	kept     bool // records outlive the mounts: the next daemon mounts again
@@ -151,6 +152,16 @@ func (e *engine) close(keep bool) error {
 	return errors.Join(errs...)
 }
 
+// tidyLater has the memory of a pull or a merge returned when there has been
+// none for a while.
+//
+// Preconditions: e.mu is held.
+func (e *engine) tidyLater() {
+	if !e.leaving {
+		e.tidy.Reset(tidyAfter)
+	}
+}
+
 // Shutdown implements engineapi.Lifecycle.
 func (e *engine) Shutdown(ctx context.Context, force bool) (<-chan struct{}, error) {
 	e.mu.Lock()
@@ -160,12 +171,12 @@ func (e *engine) Shutdown(ctx context.Context, force bool) (<-chan struct{}, err
 		live = append(live, m)
 		targets = append(targets, m.rec.Target)
 	}
-	pending := len(e.targets) > len(e.mounts)
-	if !force && (len(live) > 0 || pending) {
+	if !force && len(live) == 0 && (e.pulls > 0 || len(e.targets) > 0) {
 		e.mu.Unlock()
-		if len(live) == 0 {
-			return nil, fault.New(fault.Conflict, "a mount is being made")
-		}
+		return nil, fault.WithHint(fault.New(fault.Conflict, "the daemon is pulling or mounting an image"), "imgfs daemon stop --force")
+	}
+	if !force && len(live) > 0 {
+		e.mu.Unlock()
 		return nil, fault.WithHint(
 			fault.New(fault.Conflict, "the daemon serves %s: %s", count(len(live), "mount"), strings.Join(targets, ", ")),
 			"unmount with imgfs umount, or stop with imgfs daemon stop --force")

@@ -260,6 +260,7 @@ func (e *engine) adopt(rec record, t *tree, srv *fs.Server) (*mount, error) {
 		return nil, errors.Join(fault.New(fault.Unavailable, "the daemon is leaving"), dropRecord(e.db, rec.ID))
 	}
 	e.mounts[rec.ID] = m
+	e.tidyLater() // there may have been a merge
 	e.wg.Add(1)
 	e.mu.Unlock()
 	if srv == nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/layerdb"
 )
@@ -42,6 +43,10 @@ func (e *engine) Pull(ctx context.Context, req engineapi.PullRequest, report fun
 
 // pull brings an image in. Nothing of it is visible before all of it is there.
 func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.PullRequest, report func(engineapi.Progress)) (engineapi.PullResult, error) {
+	if err := e.beginPull(); err != nil {
+		return engineapi.PullResult{}, err
+	}
+	defer e.endPull()
 	res := engineapi.PullResult{Reference: ref.Familiar()}
 	want, err := fetch.ParsePlatform(req.Platform)
 	if err != nil {
@@ -79,7 +84,6 @@ func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.Pu
 		if _, err := e.layers.Release(owner); err != nil {
 			e.log.Error("pull", "owner", owner, "err", err)
 		}
-		e.tidy.Reset(tidyAfter)
 	}()
 	if err := e.ensure(ctx, img, report); err != nil {
 		return res, err
@@ -87,6 +91,23 @@ func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.Pu
 	existed, err := e.putImage(ref, img, diffs)
 	res.UpToDate = existed
 	return res, err
+}
+
+func (e *engine) beginPull() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.leaving {
+		return fault.New(fault.Unavailable, "the daemon is leaving")
+	}
+	e.pulls++
+	return nil
+}
+
+func (e *engine) endPull() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.pulls--
+	e.tidyLater()
 }
 
 func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {

@@ -19,10 +19,19 @@ import (
 const readyFD = 3
 
 // Connect returns a client of the store's daemon. It is started when the
-// first request finds none; nothing is connected before.
+// first request finds none; nothing is connected before. A daemon of another
+// build that serves nobody is replaced by one of this; one that is in use goes
+// on, since the two understand each other's errors at least.
 func Connect(p Paths) *engineapi.Client {
 	c := engineapi.New(p.Socket)
 	c.Restart = func(ctx context.Context) error { return Start(ctx, p) }
+	c.Skew = func(ctx context.Context, _ string) error {
+		err := Replace(ctx, p)
+		if fault.KindOf(err) == fault.Conflict {
+			return nil
+		}
+		return err
+	}
 	return c
 }
 
@@ -55,7 +64,7 @@ func Start(ctx context.Context, p Paths) error {
 }
 
 // Replace stops a daemon of another build and starts one of this; a daemon
-// that has mounts is left alone, and its error (fault.Conflict) returned.
+// that is in use is left alone, and its error (fault.Conflict) returned.
 func Replace(ctx context.Context, p Paths) error {
 	c := engineapi.New(p.Socket)
 	defer c.Close()

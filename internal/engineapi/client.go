@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/imgfs/imgfs/internal/fault"
@@ -26,6 +27,13 @@ type Client struct {
 	// Restart, if not nil, is called when no daemon answers; where it returns
 	// nil the request is sent once more. Set it before the first request.
 	Restart func(ctx context.Context) error
+	// Skew, if not nil, is called before the first request when the daemon is
+	// of another build, which it is given; an error ends the request. Set it
+	// before the first request.
+	Skew func(ctx context.Context, build string) error
+
+	mu      sync.Mutex // guards the rest
+	checked bool       // the daemon's build was looked at
 }
 
 // maxReply bounds a reply that is read whole, in bytes.
@@ -220,6 +228,9 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, bo
 // do sends one request, restarting the daemon once if it has gone. A reply
 // other than 2xx is returned as the error it carries.
 func (c *Client) do(ctx context.Context, method, path string, q url.Values, h http.Header, body []byte) (*http.Response, error) {
+	if err := c.checkBuild(ctx); err != nil {
+		return nil, err
+	}
 	res, err := c.once(ctx, method, path, q, h, body)
 	if !errors.Is(err, ErrNoDaemon) || c.Restart == nil {
 		return res, err
@@ -228,6 +239,31 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, h ht
 		return nil, err
 	}
 	return c.once(ctx, method, path, q, h, body)
+}
+
+// checkBuild has Skew called, once, if the daemon is of another build.
+func (c *Client) checkBuild(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.Skew == nil || c.checked {
+		return nil
+	}
+	res, err := c.once(ctx, http.MethodHead, "/_ping", nil, nil, nil)
+	if errors.Is(err, ErrNoDaemon) {
+		c.checked = true // the one that Restart starts is ours
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	res.Body.Close()
+	if build := res.Header.Get(VersionHeader); build != ThisBuild().String() {
+		if err := c.Skew(ctx, build); err != nil {
+			return err
+		}
+	}
+	c.checked = true
+	return nil
 }
 
 func (c *Client) once(ctx context.Context, method, path string, q url.Values, h http.Header, body []byte) (*http.Response, error) {

@@ -24,6 +24,9 @@ type MountFunc func(MountReady) (fd int, reply MountReply, err error)
 // called with each step of a pull that comes before. When mount has succeeded
 // and a later step fails, undoing the mount is the caller's.
 func (c *Client) Mount(ctx context.Context, req MountRequest, report func(Progress), mount MountFunc) (Mount, error) {
+	if err := c.checkBuild(ctx); err != nil {
+		return Mount{}, err
+	}
 	m, err := c.mountOnce(ctx, req, report, mount)
 	if !errors.Is(err, ErrNoDaemon) || c.Restart == nil {
 		return m, err

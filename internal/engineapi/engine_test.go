@@ -373,3 +373,38 @@ func TestNoDaemon(t *testing.T) {
 		}
 	}
 }
+
+// TestSkew meets a daemon of another build.
+func TestSkew(t *testing.T) {
+	c := serve(t, &engine{})
+	ctx := context.Background()
+	called := ""
+	c.Skew = func(_ context.Context, build string) error { called += build + " "; return nil }
+	if _, err := c.Status(ctx); err != nil || called != "" {
+		t.Errorf("same build: %v, called with %q", err, called)
+	}
+
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := &http.Server{Handler: &server{engine: &engine{}, log: slog.New(slog.DiscardHandler), build: Build{Version: "v9"}}}
+	go other.Serve(l)
+	t.Cleanup(func() { other.Close() })
+	c = New(socket)
+	c.Skew = func(_ context.Context, build string) error { called += build + " "; return nil }
+	for range 2 {
+		if _, err := c.Status(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if called != "v9 " {
+		t.Errorf("other build: called with %q", called)
+	}
+	c = New(socket)
+	c.Skew = func(context.Context, string) error { return os.ErrPermission }
+	if _, err := c.Status(ctx); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("refused: %v", err)
+	}
+}
