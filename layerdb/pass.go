@@ -154,7 +154,7 @@ func (p *stages) download(spec Spec, f *flight) error {
 		sum.Write(b[:n])
 		p.blobSize += int64(n)
 		if spec.Size > 0 && p.blobSize > spec.Size {
-			return fault.New(fault.Integrity, "blob %s is longer than the %d bytes its manifest says", spec.Blob, spec.Size)
+			return newWrongBlob("blob %s is longer than the %d bytes its manifest says", spec.Blob, spec.Size)
 		}
 		p.in.full <- b[:n] // has room for every buffer
 		if p.blobSize-told >= min(512<<10, max(spec.Size/100, 1)) {
@@ -173,14 +173,27 @@ func (p *stages) download(spec Spec, f *flight) error {
 	}
 }
 
+// errWrongBlob is in the chain of every error about a blob that is not the one
+// its manifest promised.
+var errWrongBlob = errors.New("blob is not the one promised")
+
+// wrongBlob is an error that wraps errWrongBlob, whose text would say it twice.
+type wrongBlob struct{ error }
+
+func (wrongBlob) Unwrap() error { return errWrongBlob }
+
+func newWrongBlob(format string, args ...any) error {
+	return &fault.Error{Kind: fault.Integrity, Err: wrongBlob{fmt.Errorf(format, args...)}}
+}
+
 // proveBlob compares the blob with what was promised of it.
 func (p *stages) proveBlob(spec Spec) error {
 	got := id.BlobFrom(p.blobSum)
 	switch {
 	case spec.Size > 0 && p.blobSize != spec.Size:
-		return fault.New(fault.Integrity, "blob %s ends after %d of the %d bytes its manifest says", spec.Blob, p.blobSize, spec.Size)
+		return newWrongBlob("blob %s ends after %d of the %d bytes its manifest says", spec.Blob, p.blobSize, spec.Size)
 	case spec.Blob != "" && got != spec.Blob:
-		return fault.New(fault.Integrity, "filesystem layer verification failed for digest %s: what arrived is %s", spec.Blob, got)
+		return newWrongBlob("filesystem layer verification failed for digest %s: what arrived is %s", spec.Blob, got)
 	}
 	return nil
 }

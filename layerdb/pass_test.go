@@ -200,6 +200,39 @@ func TestPromises(t *testing.T) {
 	}
 }
 
+// TestDamagedOnTheWay: a blob that arrives damaged is opened once more, which
+// may well lead to another mirror; one that is damaged again is not.
+func TestDamagedOnTheWay(t *testing.T) {
+	t.Parallel()
+	stream := tarOf(t, sample)
+	good := pipe(t, stream, "gzip")
+	bad := bytes.Clone(good)
+	bad[len(bad)/2] ^= 1
+	for _, tt := range []struct {
+		name   string
+		bodies [][]byte
+		ok     bool
+	}{
+		{"damaged, good", [][]byte{bad, good}, true},
+		{"short, good", [][]byte{good[:50], good}, true},
+		{"damaged, damaged, good", [][]byte{bad, bad, good}, false},
+	} {
+		p := newPlace(t)
+		spec, opened := specOf(good, stream), 0
+		spec.Open = func(context.Context) (io.ReadCloser, error) {
+			opened++
+			return io.NopCloser(bytes.NewReader(tt.bodies[opened-1])), nil
+		}
+		_, err := p.Ensure(context.Background(), spec, nil)
+		if tt.ok != (err == nil) || opened != 2 {
+			t.Errorf("%s: opened %d times, error %v", tt.name, opened, err)
+		}
+		if !tt.ok {
+			p.nothing()
+		}
+	}
+}
+
 type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -30,6 +31,12 @@ func (s *Store) pass(ctx context.Context, spec Spec, f *flight) error {
 		}
 	}
 	err := s.passTo(ctx, spec, nil, f)
+	if errors.Is(err, errWrongBlob) && ctx.Err() == nil {
+		// Damaged on its way, perhaps, or by a mirror: what is opened again
+		// comes whole, and from the next endpoint. Once, as docker does.
+		s.log.Warn("layer is fetched again", "layer", spec.DiffID, "err", err)
+		err = s.passTo(ctx, spec, nil, f)
+	}
 	if err != nil {
 		err = s.layerError(spec.DiffID, spec.Blob, err)
 	}
