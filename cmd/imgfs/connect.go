@@ -74,7 +74,7 @@ func registryFlags() []cli.Flag {
 		&cli.StringFlag{Name: "authfile", Usage: "`FILE` credentials (docker's config.json or podman's auth.json)", EnvVars: []string{"IMGFS_AUTHFILE", "REGISTRY_AUTH_FILE"}},
 		&cli.StringFlag{Name: "creds", Usage: "`USER:PASSWORD` credentials for the registry"},
 		&cli.StringFlag{Name: "registry-token", Usage: "`TOKEN` bearer token for the registry"},
-		&cli.StringFlag{Name: "progress", Usage: "`HOW` to show progress on stderr: auto, tty, plain or quiet", Value: "auto"},
+		&cli.StringFlag{Name: "progress", Usage: "`HOW` progress on stderr: auto, tty, plain or quiet", Value: "auto"},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress"},
 	}
 }

@@ -30,7 +30,7 @@ Examples:
 
 ` + exitsText(fault.Failed, fault.Invalid, fault.Denied, fault.Conflict, fault.Unavailable),
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "idle", Usage: "`DURATION` without mounts and requests after which to end (default: never)"},
+			&cli.DurationFlag{Name: "idle", Usage: "`DURATION` end after so long without mounts and requests (default: never)"},
 			&cli.BoolFlag{Name: "spawned", Usage: "started by another imgfs command", Hidden: true},
 		},
 		Subcommands: []*cli.Command{

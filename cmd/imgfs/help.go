@@ -36,9 +36,6 @@ func printHelp(w io.Writer, app *cli.App, path []*cli.Command) error {
 	if len(c.Aliases) > 0 {
 		fmt.Fprintf(b, "\nAlias:  %s\n", strings.Join(c.Aliases, ", "))
 	}
-	if c.Description != "" {
-		fmt.Fprintf(b, "\n%s\n", strings.Trim(c.Description, "\n"))
-	}
 	if len(c.Subcommands) > 0 {
 		b.WriteString("\nCommands:\n")
 		printCommands(b, c.Subcommands)
@@ -46,6 +43,9 @@ func printHelp(w io.Writer, app *cli.App, path []*cli.Command) error {
 	if len(c.Flags) > 0 {
 		b.WriteString("\nOptions:\n")
 		printFlags(b, c.Flags)
+	}
+	if c.Description != "" {
+		fmt.Fprintf(b, "\n%s\n", strings.Trim(c.Description, "\n"))
 	}
 	b.WriteString("\nGlobal options: see imgfs --help\n")
 	return b.Flush()

@@ -30,6 +30,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -43,7 +44,9 @@ func main() {
 
 // run executes one command line and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// What the caller has set to be ignored (nohup) stays so.
+	signals := slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}, signal.Ignored)
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	app := newApp(stdout, stderr)
 	if len(args) > 0 && args[0] == completeCommand {
@@ -78,7 +81,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		// Errors are printed by run, in one form; the library must not exit.
 		ExitErrHandler: func(*cli.Context, error) {},
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "root", Usage: "`STORE` directory of everything (default: /var/lib/imgfs, or $XDG_DATA_HOME/imgfs without root)", EnvVars: []string{"IMGFS_ROOT"}},
+			&cli.StringFlag{Name: "root", Usage: "`STORE` directory of the store (default: /var/lib/imgfs, or $XDG_DATA_HOME/imgfs without root)", EnvVars: []string{"IMGFS_ROOT"}},
 			&cli.StringFlag{Name: "log-level", Usage: "`LEVEL` log level of the daemon that this command starts or runs: debug, info, warn, error", Value: "info", EnvVars: []string{"IMGFS_LOG_LEVEL"}},
 			&cli.BoolFlag{Name: "debug", Aliases: []string{"D"}, Usage: "same as --log-level debug"},
 			&cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "show help"},

@@ -48,8 +48,8 @@ Examples:
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "ro", Usage: "mount read-only (every mount is, for now)"},
 			&cli.BoolFlag{Name: "rw", Usage: "mount writable (not there yet)"},
-			&cli.StringFlag{Name: "pull", Usage: "`WHEN` to ask the registry: missing, always or never", Value: "missing"},
-			&cli.StringFlag{Name: "driver", Usage: "`DRIVER` that serves the tree: auto, fuse or erofs", Value: "auto"},
+			&cli.StringFlag{Name: "pull", Usage: "`WHEN` ask the registry: missing, always or never", Value: "missing"},
+			&cli.StringFlag{Name: "driver", Usage: "`DRIVER` who serves the tree: auto, fuse or erofs", Value: "auto"},
 			&cli.BoolFlag{Name: "suid", Usage: "let set-uid and set-gid bits take effect"},
 			&cli.BoolFlag{Name: "dev", Usage: "let device nodes take effect"},
 			&cli.BoolFlag{Name: "nonempty", Usage: "mount over a directory that has entries"},
