@@ -29,6 +29,7 @@ type tree struct {
 	data   []Data // by device
 	number uint64 // tree number << treeShift
 	root   uint64 // node ID of the root directory
+	self   uint64 // st_ino of the root directory
 	faults *faults
 	ended  context.Context // has ended: who is given it waits for nothing
 }
@@ -36,7 +37,11 @@ type tree struct {
 func newTree(img *erofs.Image, data []Data, number, root uint64, f *faults) tree {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	return tree{img: img, data: data, number: number << treeShift, root: root, faults: f, ended: ended}
+	t := tree{img: img, data: data, number: number << treeShift, root: root, self: root, faults: f, ended: ended}
+	if root == fuseRoot {
+		t.self = t.number | uint64(img.Root())
+	}
+	return t
 }
 
 // node returns the node ID of an inode.
@@ -48,7 +53,12 @@ func (t *tree) node(n erofs.NID) uint64 {
 }
 
 // ino returns the st_ino of an inode.
-func (t *tree) ino(n erofs.NID) uint64 { return t.number | uint64(n) }
+func (t *tree) ino(n erofs.NID) uint64 {
+	if n == t.img.Root() {
+		return t.self
+	}
+	return t.number | uint64(n)
+}
 
 // nid is the inverse of node.
 func (t *tree) nid(node uint64) erofs.NID {
@@ -181,9 +191,13 @@ func (t *tree) xattr(n erofs.NID, name string, dest []byte) (uint32, error) {
 // xattrs lists the names of attributes, as listxattr(2), to be used like xattr.
 // Those that only root may read, only root sees.
 func (t *tree) xattrs(n erofs.NID, root bool, dest []byte) (uint32, error) {
+	return listNames(t.img, n, dest, func(name string) bool { return root || !isTrusted(name) })
+}
+
+func listNames(img *erofs.Image, n erofs.NID, dest []byte, show func(name string) bool) (uint32, error) {
 	size := 0
-	err := t.img.Xattrs(n, func(name string, _ []byte) bool {
-		if !root && isTrusted(name) {
+	err := img.Xattrs(n, func(name string, _ []byte) bool {
+		if !show(name) {
 			return true
 		}
 		if size+len(name) < len(dest) {
