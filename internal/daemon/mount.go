@@ -106,7 +106,10 @@ func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report f
 	defer e.calls.Done()
 	rec := record{
 		ID: newID(), Target: req.Target, Driver: req.Driver, Layout: req.Layout,
-		Suid: req.Suid, Dev: req.Dev, MountNS: req.MountNS, UserNS: req.UserNS, Registry: withoutSecrets(req.Registry),
+		Suid: req.Suid, Dev: req.Dev, MountNS: req.MountNS, UserNS: req.UserNS,
+	}
+	if req.Layout {
+		rec.Registry, rec.auth, rec.Platform = withoutSecrets(req.Registry), &req.Registry, req.Platform
 	}
 	m, err := e.makeMount(ctx, req, rec, report, exchange)
 	if err != nil {
@@ -195,11 +198,7 @@ func (e *engine) openTree(ctx context.Context, rec *record) (*tree, error) {
 		return nil, err
 	}
 	t := &tree{chain: chain, source: rec.Source, close: chain.Release}
-	var data []fs.Data
-	for _, d := range chain.Data() {
-		data = append(data, d)
-	}
-	t.serve = fs.NewChain(chain.Image(), data, fs.Options{Logger: e.log.With("mount", rec.ID)})
+	t.serve = fs.NewChain(chain.Image(), dataOf(chain), fs.Options{Logger: e.log.With("mount", rec.ID)})
 	return t, nil
 }
 
@@ -373,9 +372,4 @@ func newID() string {
 	var b [6]byte
 	rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
-}
-
-// openLayout opens the view of the whole store.
-func (e *engine) openLayout(*record) (*tree, error) {
-	return nil, fault.New(fault.Invalid, "the layout view is not there yet")
 }

@@ -35,7 +35,10 @@ type record struct {
 	Device  string      `json:"device,omitempty"` // erofs: major:minor
 	Created time.Time   `json:"created"`
 
-	Registry engineapi.RegistryOptions `json:"registry,omitzero"` // layout view: for names not yet known; no secrets
+	// Layout view: how to fetch names not yet known.
+	Platform string                     `json:"platform,omitempty"`
+	Registry engineapi.RegistryOptions  `json:"registry,omitzero"` // without secrets
+	auth     *engineapi.RegistryOptions // with them; nil after a restart
 }
 
 func (r *record) mount() engineapi.Mount {
