@@ -80,8 +80,11 @@ func fusermountError(verb, path, said string, err error) error {
 		kind = fault.NotFound
 	}
 	out := fault.New(kind, "%s %s: %s", verb, path, said)
-	if strings.Contains(said, "no write access") {
+	switch {
+	case strings.Contains(said, "no write access"):
 		out = fault.WithHint(out, "mount on a directory of your own")
+	case strings.Contains(said, fuseDevice) && kind == fault.Denied:
+		out = fault.WithHint(out, "as root: chmod 666 %s", fuseDevice)
 	}
 	return out
 }

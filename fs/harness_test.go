@@ -21,7 +21,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { os.Exit(imgtest.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv("FS_HELPER") != "" {
+		os.Exit(helperMain())
+	}
+	os.Exit(imgtest.Main(m))
+}
 
 // need skips the test for a reason, or fails it where the machine is said to
 // have all that tests need.
@@ -41,6 +46,16 @@ func needRoot(t testing.TB) {
 	need(t, os.Geteuid() == 0, "needs root")
 	_, err := os.Stat(fuseDevice)
 	need(t, err == nil, "needs /dev/fuse")
+}
+
+// publicDir is a temporary directory that other users can reach.
+func publicDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // file is a layer's data file as tests have it: always full.
@@ -86,7 +101,7 @@ type packer struct {
 // lstat, readdir and read alone. Holes of 4096 bytes and more stay holes.
 func pack(t testing.TB, root string, n int) *packed {
 	t.Helper()
-	dir := t.TempDir()
+	dir := publicDir(t)
 	p := &packer{t: t, linked: map[uint64]erofs.Ref{}}
 	devices := make([]erofs.Device, n)
 	for i := range n {
