@@ -89,6 +89,9 @@ func allocate(dir string) error {
 
 func allocateFile(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // flushed into a table since it was listed
+	}
 	if err != nil {
 		return err
 	}
