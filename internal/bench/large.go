@@ -18,80 +18,27 @@ func (b *bench) large(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cands := []candidate{
-		{name: "native", mount: func(context.Context) (string, error) { return native, nil }},
-		b.imgfsMount("imgfs fuse", ref, "fuse"), b.imgfsMount("imgfs erofs", ref, "erofs"),
-	}
-	steps := []struct {
-		name, rw, bs string
-		cold         bool
-	}{
-		{"sequential, hot", "read", "1m", false},
-		{"random 4 KiB, hot", "randread", "4k", false},
-		{"sequential, cold", "read", "1m", true},
-		{"random 4 KiB, cold", "randread", "4k", true},
-	}
-	got := make([][]sample, len(cands))
-	for i := range got {
-		got[i] = make([]sample, len(steps))
-	}
-	for range b.rounds {
-		for i, c := range cands {
-			for j, s := range steps {
-				if s.cold && c.unmount != nil {
-					if err := c.unmount(); err != nil {
-						return err
-					}
-				}
-				root, err := c.mount(ctx)
-				if err != nil {
-					return err
-				}
-				file := filepath.Join(root, largeFile)
-				if s.cold {
-					err = dropCaches()
-				} else {
-					err = warm(file)
-				}
-				if err != nil {
-					return err
-				}
-				v, err := fio(ctx, file, s.rw, s.bs)
-				if err != nil {
-					return fmt.Errorf("%s: %s: %w", c.name, s.name, err)
-				}
-				got[i][j].add(v)
-			}
-			if c.unmount != nil {
-				if err := c.unmount(); err != nil {
-					return err
-				}
-			}
+	cands := []candidate{plain(native), b.imgfsMount("imgfs fuse", ref, "fuse"), b.imgfsMount("imgfs erofs", ref, "erofs")}
+	var steps []step
+	for _, s := range []struct{ name, rw, bs string }{{"sequential", "read", "1m"}, {"random 4 KiB", "randread", "4k"}} {
+		run := func(ctx context.Context, root string) (float64, error) {
+			v, err := fio(ctx, filepath.Join(root, largeFile), s.rw, s.bs)
+			return v / 1e6, err
 		}
+		steps = append(steps, step{"cold " + s.name, true, nil, run}, step{"hot " + s.name, false, warm, run})
 	}
-	head := []string{"throughput, higher is better"}
-	for _, s := range steps {
-		head = append(head, s.name)
+	got, err := b.compare(ctx, cands, steps)
+	if err != nil {
+		return err
 	}
-	var rows [][]string
-	for i, c := range cands {
-		row := []string{c.name}
-		for j := range steps {
-			v := got[i][j].median()
-			cell := fmt.Sprintf("%.0f MB/s", v/1e6)
-			if i > 0 {
-				cell = fmt.Sprintf("%.2f", v/got[0][j].median())
-			}
-			row = append(row, cell)
-		}
-		rows = append(rows, row)
-	}
-	table(fmt.Sprintf("One file of 1 GiB (native: MB/s; others: ratio; medians of %d)", b.rounds), head, rows)
+	show(fmt.Sprintf("One file of 1 GiB (native: MB/s; others: ratio; medians of %d)", b.rounds),
+		"throughput, higher is better", "%.0f MB/s", cands, steps, got, false)
 	return nil
 }
 
-func warm(file string) error {
-	f, err := os.Open(file)
+// warm reads the file into the page cache.
+func warm(root string) error {
+	f, err := os.Open(filepath.Join(root, largeFile))
 	if err != nil {
 		return err
 	}

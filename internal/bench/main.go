@@ -33,7 +33,7 @@ type bench struct {
 	rounds int
 	images images
 	reg    *registry // nil until the first serve
-	undo   []func() // run in reverse order at the end
+	undo   []func()  // run in reverse order at the end
 }
 
 func main() {

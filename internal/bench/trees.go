@@ -14,11 +14,93 @@ import (
 
 // candidate is one way to present the tree.
 type candidate struct {
+	name    string
+	mount   func(context.Context) (root string, err error) // does nothing if mounted
+	unmount func() error                                   // likewise
+}
+
+// step is one figure of a comparison.
+type step struct {
 	name string
-	// mount makes the tree appear afresh and returns its root; nil unmount
-	// means that dropping the caches is all that can be done.
-	mount   func(context.Context) (string, error)
-	unmount func() error
+	cold bool // on a fresh mount with dropped caches; else on what the steps before left, warmed
+	warm func(root string) error
+	run  func(ctx context.Context, root string) (float64, error)
+}
+
+// compare takes every step on every candidate in every round, and returns the
+// medians by candidate and step.
+func (b *bench) compare(ctx context.Context, cands []candidate, steps []step) ([][]float64, error) {
+	got := make([][]sample, len(cands))
+	for i := range got {
+		got[i] = make([]sample, len(steps))
+	}
+	for range b.rounds {
+		for i, c := range cands {
+			for j, s := range steps {
+				v, err := s.take(ctx, c)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %s: %w", c.name, s.name, err)
+				}
+				got[i][j].add(v)
+			}
+			if err := c.unmount(); err != nil {
+				return nil, fmt.Errorf("%s: %w", c.name, err)
+			}
+		}
+	}
+	medians := make([][]float64, len(cands))
+	for i, samples := range got {
+		for _, s := range samples {
+			medians[i] = append(medians[i], s.median())
+		}
+	}
+	return medians, nil
+}
+
+func (s *step) take(ctx context.Context, c candidate) (float64, error) {
+	if s.cold {
+		if err := c.unmount(); err != nil {
+			return 0, err
+		}
+	}
+	root, err := c.mount(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if s.cold {
+		err = dropCaches()
+	} else {
+		err = s.warm(root)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return s.run(ctx, root)
+}
+
+// show prints what compare measured: the first candidate as format says, the
+// others as ratios to it and, from the third on, to the second if also is set.
+func show(title, unit, format string, cands []candidate, steps []step, got [][]float64, also bool) {
+	head := []string{unit}
+	for _, s := range steps {
+		head = append(head, s.name)
+	}
+	var rows [][]string
+	for i, c := range cands {
+		row := []string{c.name}
+		for j := range steps {
+			cell := fmt.Sprintf(format, got[i][j])
+			if i > 0 {
+				cell = fmt.Sprintf("%.2f", got[i][j]/got[0][j])
+			}
+			if i > 1 && also {
+				cell += fmt.Sprintf(" / %.2f", got[i][j]/got[1][j])
+			}
+			row = append(row, cell)
+		}
+		rows = append(rows, row)
+	}
+	table(title, head, rows)
 }
 
 // trees measures metadata walks and reads of a whole image.
@@ -32,91 +114,44 @@ func (b *bench) trees(ctx context.Context) error {
 		return err
 	}
 	cands := []candidate{
-		{name: "native", mount: func(context.Context) (string, error) { return native, nil }},
-		b.overlay(lowers), b.fuseOverlay(lowers),
+		plain(native), b.overlay(lowers), b.fuseOverlay(lowers),
 		b.imgfsMount("imgfs fuse", ref, "fuse"), b.imgfsMount("imgfs erofs", ref, "erofs"),
 	}
 	paths, files, err := list(native)
 	if err != nil {
 		return err
 	}
-	steps := []struct {
+	var steps []step
+	for _, s := range []struct {
 		name string
-		cold bool
 		run  func(root string) error
 	}{
-		{"cold find -printf", true, find},
-		{"hot find -printf", false, find},
-		{"cold stat each path", true, func(r string) error { return statAll(r, paths) }},
-		{"hot stat each path", false, func(r string) error { return statAll(r, paths) }},
-		{"cold read all", true, func(r string) error { return readAll(r, files) }},
-		{"hot read all", false, func(r string) error { return readAll(r, files) }},
-	}
-	got := make([][]sample, len(cands))
-	for i := range got {
-		got[i] = make([]sample, len(steps))
-	}
-	for range b.rounds {
-		for i, c := range cands {
-			for j, s := range steps {
-				if err := b.measure(ctx, c, s.cold, s.run, &got[i][j]); err != nil {
-					return fmt.Errorf("%s: %s: %w", c.name, s.name, err)
-				}
-			}
-			if c.unmount != nil {
-				if err := c.unmount(); err != nil {
-					return fmt.Errorf("%s: %w", c.name, err)
-				}
-			}
+		{"find -printf", find},
+		{"stat each path", func(r string) error { return statAll(r, paths) }},
+		{"read all", func(r string) error { return readAll(r, files) }},
+	} {
+		run := func(_ context.Context, root string) (float64, error) {
+			d, err := timed(func() error { return s.run(root) })
+			return d.Seconds(), err
 		}
+		steps = append(steps, step{"cold " + s.name, true, nil, run}, step{"hot " + s.name, false, s.run, run})
 	}
-	head := []string{"ratio of time, lower is better"}
-	for _, s := range steps {
-		head = append(head, s.name)
-	}
-	var rows [][]string
-	for i, c := range cands {
-		row := []string{c.name}
-		for j := range steps {
-			v, base := got[i][j].median(), got[0][j].median()
-			cell := fmt.Sprintf("%.3f s", v)
-			if i > 0 {
-				cell = fmt.Sprintf("%.2f", v/base)
-			}
-			if i > 1 { // behind the stroke: against kernel overlayfs
-				cell += fmt.Sprintf(" / %.2f", v/got[1][j].median())
-			}
-			row = append(row, cell)
-		}
-		rows = append(rows, row)
-	}
-	table(fmt.Sprintf("Walk and read of %d entries, %d files, %d layers (native: seconds; others: ratio to native / to overlayfs; medians of %d)",
-		len(paths), len(files), len(lowers), b.rounds), head, rows)
-	return nil
-}
-
-// measure times run on c, remounted and with dropped caches when cold; a hot
-// step runs on what the cold step before it left.
-func (b *bench) measure(ctx context.Context, c candidate, cold bool, run func(string) error, s *sample) error {
-	if cold && c.unmount != nil {
-		if err := c.unmount(); err != nil {
-			return err
-		}
-	}
-	root, err := c.mount(ctx)
+	got, err := b.compare(ctx, cands, steps)
 	if err != nil {
 		return err
 	}
-	if cold {
-		if err := dropCaches(); err != nil {
-			return err
-		}
-	} else if err := run(root); err != nil { // warm whatever the step before did not touch
-		return err
+	show(fmt.Sprintf("Walk and read of %d entries, %d files, %d layers (native: seconds; others: ratio to native / to overlayfs; medians of %d)",
+		len(paths), len(files), len(lowers), b.rounds), "time, lower is better", "%.3f s", cands, steps, got, true)
+	return nil
+}
+
+// plain is a directory that needs no mount.
+func plain(dir string) candidate {
+	return candidate{
+		name:    "native",
+		mount:   func(context.Context) (string, error) { return dir, nil },
+		unmount: func() error { return nil },
 	}
-	d, err := timed(func() error { return run(root) })
-	s.add(d.Seconds())
-	return err
 }
 
 func (b *bench) overlay(lowers []string) candidate {
