@@ -99,13 +99,13 @@ func (e *engine) WaitGone(ctx context.Context, id string) error {
 
 // Mount implements engineapi.Mounts.
 func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report func(engineapi.Progress), exchange engineapi.Exchange) (engineapi.Mount, error) {
-	at := place{req.MountNS, req.Target}
-	if err := e.reserve(at); err != nil {
+	at, id := place{req.MountNS, req.Target}, newID()
+	if err := e.reserve(at, id); err != nil {
 		return engineapi.Mount{}, err
 	}
 	defer e.calls.Done()
 	rec := record{
-		ID: newID(), Target: req.Target, Driver: req.Driver, Layout: req.Layout,
+		ID: id, Target: req.Target, Driver: req.Driver, Layout: req.Layout,
 		Suid: req.Suid, Dev: req.Dev, MountNS: req.MountNS, UserNS: req.UserNS,
 	}
 	if req.Layout {
@@ -113,7 +113,7 @@ func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report f
 	}
 	m, err := e.makeMount(ctx, req, rec, report, exchange)
 	if err != nil {
-		e.unreserve(at)
+		e.unreserve(at, id)
 		return engineapi.Mount{}, err
 	}
 	return m.wire(), nil
@@ -293,33 +293,46 @@ func (e *engine) follow(m *mount) {
 		}
 		e.log.Info("unmounted", "mount", m.rec.ID, "target", m.rec.Target)
 	}
+	e.unreserve(place{m.rec.MountNS, m.rec.Target}, m.rec.ID)
 	e.mu.Lock()
 	delete(e.mounts, m.rec.ID)
-	delete(e.targets, place{m.rec.MountNS, m.rec.Target})
 	e.mu.Unlock()
 	close(m.gone)
 }
 
 // reserve makes sure that nobody else mounts at the same place. After success
 // e.calls.Done is to be called once.
-func (e *engine) reserve(at place) error {
+//
+// The client has looked: nothing of ours is mounted there. So a mount that is
+// on record there has just been unmounted by somebody else, and we are about
+// to hear of it, or it was detached while busy: either way the place is free.
+func (e *engine) reserve(at place, id string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	switch {
-	case e.leaving:
+	if e.leaving {
 		return fault.New(fault.Unavailable, "the daemon is leaving")
-	case e.targets[at]:
-		return fault.WithHint(fault.New(fault.Conflict, "%s is mounted already", at.target), "imgfs umount %s", at.target)
 	}
-	e.targets[at] = true
+	if old, ok := e.targets[at]; ok {
+		m := e.mounts[old] // nil: being made
+		if m == nil || at.mountNS == e.mountNS && m.stands() {
+			return fault.WithHint(fault.New(fault.Conflict, "%s is mounted already", at.target), "imgfs umount %s", at.target)
+		}
+		if m.server == nil {
+			m.end() // the watcher could take the next one, of the same device number, for it
+		}
+	}
+	e.targets[at] = id
 	e.calls.Add(1)
 	return nil
 }
 
-func (e *engine) unreserve(at place) {
+// unreserve frees a place unless another mount has taken it since.
+func (e *engine) unreserve(at place, id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.targets, at)
+	if e.targets[at] == id {
+		delete(e.targets, at)
+	}
 }
 
 // unmountAll unmounts live mounts, also busy ones, and waits until they are

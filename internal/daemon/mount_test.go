@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/imgfs/imgfs/fs"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"golang.org/x/sys/unix"
 )
 
 func TestMount(t *testing.T) {
@@ -46,5 +48,45 @@ func TestMount(t *testing.T) {
 	}
 	if n := reg.requests.Load() - before; n != 0 {
 		t.Errorf("%d requests for a known image", n)
+	}
+}
+
+// TestMountAgain: a place is free as soon as umount(8) has returned, also
+// before the daemon has heard of it.
+func TestMountAgain(t *testing.T) {
+	needFUSE(t)
+	reg := newRegistry(t)
+	ref, _ := reg.push(t, "lib/again:1", "file a one")
+	d := runDaemon(t, Options{})
+	ctx := testContext(t)
+	dir := mountDir(t)
+	for _, driver := range []struct {
+		name  string
+		mount func() (engineapi.Mount, error)
+	}{
+		{"fuse", func() (engineapi.Mount, error) { return mountAs(ctx, d.client, ref, dir) }},
+		{"erofs", func() (engineapi.Mount, error) { return mountErofs(t, d.client, ref, dir) }},
+	} {
+		if driver.name == "erofs" && !Privileged() {
+			t.Log("erofs needs root")
+			continue
+		}
+		var last engineapi.Mount
+		for range 20 {
+			m, err := driver.mount()
+			if err != nil {
+				t.Fatalf("%s: %v", driver.name, err)
+			}
+			last = m
+			if err := unix.Unmount(dir, 0); err != nil {
+				t.Fatalf("%s: %v", driver.name, err)
+			}
+		}
+		if err := d.client.WaitGone(ctx, last.ID); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := d.client.Mounts(ctx); err != nil || len(list) != 0 {
+			t.Errorf("%s: %d mounts on record, %v", driver.name, len(list), err)
+		}
 	}
 }

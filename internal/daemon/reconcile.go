@@ -54,13 +54,13 @@ func (e *engine) restore(ctx context.Context, r record) error {
 		return errors.New("it was in another mount or user namespace")
 	}
 	at := place{r.MountNS, r.Target}
-	if err := e.reserve(at); err != nil {
+	if err := e.reserve(at, r.ID); err != nil {
 		return err
 	}
 	defer e.calls.Done()
 	err := e.restoreAt(ctx, r)
 	if err != nil {
-		e.unreserve(at)
+		e.unreserve(at, r.ID)
 	}
 	return err
 }
