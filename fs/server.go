@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -53,14 +56,15 @@ type quickReader interface {
 // One worker at a time, the reader, reads requests from the descriptor and
 // answers them itself, which costs one wake-up per round trip. Before a
 // request that may wait it makes another worker the reader. Go-fuse's own
-// server hands over for each request; measured on two cores it needs a third
-// more time per round trip.
+// server hands over for each request and takes nearly twice as long per round
+// trip (BenchmarkRoundTrip).
 type Server struct {
 	rfs   fuse.RawFileSystem
 	quick quickReader // rfs, or nil
 	ps    *fuse.ProtocolServer
 	fd    int // of /dev/fuse, non-blocking
 	stop  int // eventfd: readable once Close was called
+	looks int // of the reader before it sleeps
 	log   *slog.Logger
 
 	workers  sync.WaitGroup
@@ -106,6 +110,9 @@ func Serve(ctx context.Context, rfs fuse.RawFileSystem, fd int, o Options) (*Ser
 		baton: make(chan struct{}), down: make(chan struct{}), finished: make(chan struct{}),
 	}
 	s.quick, _ = rfs.(quickReader)
+	if runtime.NumCPU() > 1 {
+		s.looks = 32
+	}
 	s.replies.New = func() any { b := make([]byte, largeReply); return &b }
 	s.ps = fuse.NewProtocolServer(rfs, s.mountOptions())
 	if err := s.init(ctx); err != nil {
@@ -209,9 +216,14 @@ func (s *Server) release() {
 	unix.Close(s.stop)
 }
 
-// next reads one request.
+// next reads one request. As the asker of the last one often asks again within
+// microseconds, it looks a few times before it sleeps in poll(2): with a second
+// processor that halves the time of a round trip, for at most some 10 us of
+// time per request. Sleeping in read(2) would be as quick, but nothing wakes it
+// for Close: neither a signal, as Go's handlers restart system calls, nor any
+// notification that the kernel must answer.
 func (s *Server) next(buf []byte) (int, error) {
-	for {
+	for i := 0; ; i++ {
 		n, err := unix.Read(s.fd, buf)
 		switch err {
 		case nil:
@@ -219,6 +231,9 @@ func (s *Server) next(buf []byte) (int, error) {
 		case unix.EINTR, unix.ENOENT: // ENOENT: the request was withdrawn
 			continue
 		case unix.EAGAIN:
+			if i < s.looks {
+				continue
+			}
 		default:
 			return 0, err
 		}
