@@ -39,18 +39,20 @@ func (w *watcher) add(m mountMark, gone func()) error {
 		_, err := w.wake.Write([]byte{1})
 		return err
 	}
-	table, err := os.Open("/proc/self/mountinfo")
+	// Not os.Open: that hands the file to the runtime's epoll, and whoever polls
+	// this file first takes the event from the others.
+	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: "/proc/self/mountinfo", Err: err}
 	}
 	r, wake, err := os.Pipe()
 	if err != nil {
-		table.Close()
+		unix.Close(table)
 		return err
 	}
 	w.wake = wake
 	w.wg.Go(func() {
-		defer table.Close()
+		defer unix.Close(table)
 		defer r.Close()
 		w.loop(table, r)
 	})
@@ -69,9 +71,9 @@ func (w *watcher) close() {
 	w.wg.Wait()
 }
 
-func (w *watcher) loop(table, wake *os.File) {
+func (w *watcher) loop(table int, wake *os.File) {
 	fds := []unix.PollFd{
-		{Fd: int32(table.Fd()), Events: unix.POLLPRI},
+		{Fd: int32(table), Events: unix.POLLPRI},
 		{Fd: int32(wake.Fd()), Events: unix.POLLIN},
 	}
 	for {
