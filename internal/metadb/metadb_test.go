@@ -1,6 +1,7 @@
 package metadb
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -201,4 +202,23 @@ func rssAnon() int64 {
 		}
 	}
 	panic("no RssAnon in /proc/self/status")
+}
+
+// TestCloseRemoved: a store that somebody removed does not keep its process.
+func TestCloseRemoved(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "db")
+	db, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Update(func(txn *badger.Txn) error { return txn.Set([]byte("k"), []byte("v")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := Close(db); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("error %v", err)
+	}
 }

@@ -107,9 +107,14 @@ func allocateFile(path string) error {
 	return err
 }
 
-// Close closes a database that Open opened, also on a full disk.
+// Close closes a database that Open opened, also on a full disk. One whose
+// directory was removed is left as it is: Badger would try for ever to write
+// its last table there.
 func Close(db *badger.DB) error {
 	dir := db.Opts().Dir
+	if _, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("metadata database: %w", err)
+	}
 	err := errors.Join(yield(dir), db.Close())
 	take(dir)
 	if err != nil {
