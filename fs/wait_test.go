@@ -1,0 +1,95 @@
+package fs
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestWaitingReads has a layer whose bytes do not come: its readers wait and
+// can be killed, everybody else goes on, and the mount can be given up.
+func TestWaitingReads(t *testing.T) {
+	root := makeTree(t, 1, 2)
+	p := pack(t, root, 2) // file-0 is on the first device, file-1 on the second
+	waiting := make(chan struct{}, 100)
+	var ended atomic.Int32
+	p.files[0].fill = func(ctx context.Context, _, _ int64) error {
+		if ctx.Err() == nil {
+			waiting <- struct{}{}
+		}
+		<-ctx.Done()
+		ended.Add(1)
+		return ctx.Err()
+	}
+	dir := t.TempDir()
+	s := serveCold(t, NewChain(p.img, p.data(), Options{}), dir, MountFlags{})
+	var readers []*exec.Cmd
+	for range 20 {
+		cmd := exec.Command("cat", filepath.Join(dir, "dir-0/file-0"))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		readers = append(readers, cmd)
+	}
+	<-waiting // readers of one page wait for one request
+	if out, err := exec.Command("cmp", filepath.Join(root, "dir-0/file-1"), filepath.Join(dir, "dir-0/file-1")).CombinedOutput(); err != nil {
+		t.Errorf("%v %s", err, out)
+	}
+	for _, cmd := range readers[1:] {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	// The last one waits until the mount is given up.
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("Close waits for a read that waits for bytes")
+	}
+	if err := readers[0].Wait(); err == nil {
+		t.Error("a reader of bytes that never came succeeded")
+	}
+	if s.Stats().Errors != 0 {
+		t.Errorf("an interrupted read counts as a failure: %+v", s.Stats())
+	}
+}
+
+// TestServeGivesUp has a descriptor on which no INIT will come.
+func TestServeGivesUp(t *testing.T) {
+	needRoot(t)
+	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	p := pack(t, makeTree(t, 1, 1), 1)
+	if _, err := Serve(ctx, NewChain(p.img, p.data(), Options{}), fd, Options{}); err == nil {
+		t.Error("served a descriptor without a mount")
+	}
+}
+
+func TestReadAhead(t *testing.T) {
+	p := pack(t, makeTree(t, 1, 1), 1)
+	dir, _ := serve(t, p, MountFlags{})
+	at, err := mountAt(dir)
+	if err != nil || at == nil {
+		t.Fatal(at, err)
+	}
+	b, err := os.ReadFile("/sys/class/bdi/" + at.Dev + "/read_ahead_kb")
+	need(t, err == nil, "needs /sys")
+	if got := strings.TrimSpace(string(b)); got != "1024" {
+		t.Errorf("the kernel reads %s KiB ahead, want 1024", got)
+	}
+}
