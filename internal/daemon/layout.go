@@ -29,8 +29,10 @@ func (e *engine) openLayout(r *record) (*tree, error) {
 	if r.auth != nil {
 		src.registry = *r.auth
 	}
-	l := fs.NewLayout(src, fs.Options{Logger: e.log.With("mount", r.ID)})
-	return &tree{serve: l, close: l.Close, source: r.Source}, nil
+	o := fs.Options{Logger: e.log.With("mount", r.ID)}
+	l := fs.NewLayout(src, o)
+	serve := func(ctx context.Context, fd int) (*fs.Server, error) { return fs.Serve(ctx, l, fd, o) }
+	return &tree{serve: serve, close: l.Close, source: r.Source}, nil
 }
 
 // stacks returns the chains of all images, and of all stacks below them, whose

@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/fs"
@@ -49,8 +48,8 @@ func (m *mount) end() { m.once.Do(func() { close(m.ended) }) }
 
 // tree is what a mount shows, with what it holds open for it.
 type tree struct {
-	chain  *layerdb.Chain     // nil for the layout view
-	serve  fuse.RawFileSystem // driver fuse
+	chain  *layerdb.Chain // nil for the layout view
+	serve  func(ctx context.Context, fd int) (*fs.Server, error)
 	close  func()
 	source string // first column of the mount table
 }
@@ -198,7 +197,10 @@ func (e *engine) openTree(ctx context.Context, rec *record) (*tree, error) {
 		return nil, err
 	}
 	t := &tree{chain: chain, source: rec.Source, close: chain.Release}
-	t.serve = fs.NewChain(chain.Image(), dataOf(chain), fs.Options{Logger: e.log.With("mount", rec.ID)})
+	o := fs.Options{Logger: e.log.With("mount", rec.ID)}
+	t.serve = func(ctx context.Context, fd int) (*fs.Server, error) {
+		return fs.Serve(ctx, fs.NewChain(chain.Image(), dataOf(chain), o), fd, o)
+	}
 	return t, nil
 }
 
@@ -217,7 +219,7 @@ func (e *engine) serve(ctx context.Context, rec record, t *tree, fd *os.File) (*
 	if err != nil {
 		return nil, fmt.Errorf("fuse descriptor: %w", err)
 	}
-	srv, err := fs.Serve(ctx, t.serve, raw, fs.Options{Logger: e.log.With("mount", rec.ID)})
+	srv, err := t.serve(ctx, raw)
 	if err != nil {
 		return nil, err
 	}
