@@ -110,7 +110,6 @@ type place struct {
 // content is an opened index.
 type content struct {
 	view
-	at      *place
 	release func()
 }
 
@@ -275,7 +274,7 @@ func (l *Layout) openPlace(p *place) (*Content, error) {
 // adoptLocked gives c the next tree. Preconditions: l.mu.
 func (l *Layout) adoptLocked(p *place, c *Content) {
 	t := newTree(c.Image, c.Data, uint64(len(l.open)+firstContent), p.node, l.faults)
-	p.content = &content{view: &t, at: p, release: c.Release}
+	p.content = &content{view: &t, release: c.Release}
 	if p.kind == diffDir {
 		p.content.view = &layer{t}
 	}
