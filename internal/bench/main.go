@@ -5,7 +5,7 @@
 // Terms: a *round* measures every candidate once, in turn, so that a drift of
 // the machine's speed touches all of them alike; a figure is the *median* over
 // the rounds; a *ratio* is taken between medians of one run and is what counts.
-// *Cold* means a fresh mount and dropped caches. Nothing here passes or fails.
+// *Cold* means dropped caches, then a fresh mount. Nothing here passes or fails.
 //
 // It needs root, /dev/fuse and the Debian packages that .ci/deps installs. All
 // it makes lies below -dir and is removed, but for the images, which are kept

@@ -22,7 +22,7 @@ type candidate struct {
 // step is one figure of a comparison.
 type step struct {
 	name string
-	cold bool // on a fresh mount with dropped caches; else on what the steps before left, warmed
+	cold bool // dropped caches, then a fresh mount; else on what the steps before left, warmed
 	warm func(root string) error
 	run  func(ctx context.Context, root string) (float64, error)
 }
@@ -62,18 +62,18 @@ func (s *step) take(ctx context.Context, c candidate) (float64, error) {
 		if err := c.unmount(); err != nil {
 			return 0, err
 		}
+		if err := dropCaches(); err != nil {
+			return 0, err
+		}
 	}
 	root, err := c.mount(ctx)
 	if err != nil {
 		return 0, err
 	}
-	if s.cold {
-		err = dropCaches()
-	} else {
-		err = s.warm(root)
-	}
-	if err != nil {
-		return 0, err
+	if !s.cold {
+		if err := s.warm(root); err != nil {
+			return 0, err
+		}
 	}
 	return s.run(ctx, root)
 }

@@ -196,6 +196,7 @@ func (e *engine) openTree(ctx context.Context, rec *record) (*tree, error) {
 	if err != nil {
 		return nil, err
 	}
+	chain.Image().Prefetch() // whoever mounts is about to look
 	t := &tree{chain: chain, source: rec.Source, close: chain.Release}
 	o := fs.Options{Logger: e.log.With("mount", rec.ID)}
 	t.serve = func(ctx context.Context, fd int) (*fs.Server, error) {

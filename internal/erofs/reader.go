@@ -57,6 +57,18 @@ func Open(path string) (*Image, error) {
 	return m, nil
 }
 
+// prefetchMost bytes are read ahead at the most: the index of some 130,000 files.
+const prefetchMost = 16 << 20
+
+// Prefetch has the kernel begin to read the image's file into the page cache,
+// in large pieces and without waiting. Its first walk would else fault it in
+// page by page; the kernel's EROFS even reads it so, a block at a time.
+func (m *Image) Prefetch() {
+	if n := min(len(m.mapped), prefetchMost); n > 0 {
+		unix.Madvise(m.mapped[:n], unix.MADV_WILLNEED) // advice: what fails is read later
+	}
+}
+
 // New returns the image that b holds. It does not copy b, which must not change.
 func New(b []byte) (*Image, error) {
 	if len(b) < superOffset+BlockSize {
