@@ -206,10 +206,6 @@ func pipe(t testing.TB, input []byte, command ...string) []byte {
 // roots, of equal names the highest. Package union has the real one.
 func mergeFlat(w io.Writer, parent *erofs.Image, top []*erofs.Image) error {
 	var devices []erofs.Device
-	type file struct {
-		in   erofs.Inode
-		name string
-	}
 	files := map[string]erofs.Inode{}
 	for _, img := range append([]*erofs.Image{parent}, top...) {
 		if img == nil {
