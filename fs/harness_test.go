@@ -275,7 +275,7 @@ func serveCold(t testing.TB, rfs fuse.RawFileSystem, target string, o MountFlags
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if at, err := mountAt(target); err == nil && at != nil {
+		if at, err := MountAt(target); err == nil && at != nil {
 			if err := Unmount(target, false); err != nil {
 				t.Error(err)
 				Unmount(target, true)

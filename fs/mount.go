@@ -66,6 +66,16 @@ func Mount(target, source string, o MountFlags) (fd int, err error) {
 	return fusermount(dir, source)
 }
 
+// CheckTarget returns dir, absolute and free of symlinks, if Mount would take
+// it, or why not. It is for those who have much to do before they mount.
+func CheckTarget(dir string, nonEmpty bool) (string, error) {
+	m, err := openTarget(dir, nonEmpty)
+	if err != nil {
+		return "", err
+	}
+	return m.path, m.Close()
+}
+
 // mountpoint is a directory to be mounted on.
 type mountpoint struct {
 	*os.File        // O_PATH
@@ -76,6 +86,9 @@ type mountpoint struct {
 func (m *mountpoint) proc() string { return fmt.Sprintf("/proc/self/fd/%d", m.Fd()) }
 
 func openTarget(target string, nonEmpty bool) (*mountpoint, error) {
+	if target == "" {
+		return nil, fault.New(fault.Invalid, "empty directory name")
+	}
 	path, err := filepath.Abs(target)
 	if err != nil {
 		return nil, fmt.Errorf("mountpoint: %w", err)
@@ -83,13 +96,13 @@ func openTarget(target string, nonEmpty bool) (*mountpoint, error) {
 	f, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return nil, fault.WithHint(fault.New(fault.NotFound, "mountpoint %s does not exist", target), "mkdir -p %s", quote(path))
+		return nil, fault.WithHint(fault.New(fault.NotFound, "%s: no such directory", target), "mkdir -p %s", fault.Word(path))
 	case errors.Is(err, unix.ENOTDIR):
-		return nil, fault.New(fault.Invalid, "mountpoint %s is not a directory", target)
+		return nil, fault.New(fault.Invalid, "%s: not a directory", target)
 	case errors.Is(err, unix.ENOTCONN):
 		return nil, deadMount(target, path)
 	case errors.Is(err, unix.EACCES):
-		return nil, fault.New(fault.Denied, "mountpoint %s: permission denied", target)
+		return nil, fault.New(fault.Denied, "%s: permission denied", target)
 	case err != nil:
 		return nil, fmt.Errorf("mountpoint: %w", err)
 	}
@@ -106,19 +119,23 @@ func openTarget(target string, nonEmpty bool) (*mountpoint, error) {
 }
 
 func deadMount(target, path string) error {
-	return fault.WithHint(fault.New(fault.Conflict, "mountpoint %s: its file system's server has died", target),
-		"imgfs umount %s", quote(path))
+	return fault.WithHint(fault.New(fault.Conflict, "%s: the mount here has lost its server", target),
+		"imgfs umount %s", fault.Word(path))
 }
 
 // check refuses a mountpoint that is one already or that is not empty.
 func (m *mountpoint) check(target string, nonEmpty bool) error {
-	at, err := mountAt(m.path)
+	at, err := MountAt(m.path)
 	if err != nil {
 		return err
 	}
 	if at != nil && at.Imgfs() {
-		return fault.WithHint(fault.New(fault.Conflict, "mountpoint %s has %s mounted already", target, at.Source),
-			"imgfs umount %s", quote(m.path))
+		var st unix.Statfs_t
+		if unix.Statfs(m.proc(), &st) == unix.ENOTCONN {
+			return deadMount(target, m.path)
+		}
+		return fault.WithHint(fault.New(fault.Conflict, "%s: imgfs has mounted %s here already", target, at.Source),
+			"imgfs umount %s", fault.Word(m.path))
 	}
 	if nonEmpty {
 		return nil
@@ -128,13 +145,13 @@ func (m *mountpoint) check(target string, nonEmpty bool) error {
 		if errors.Is(err, unix.ENOTCONN) {
 			return deadMount(target, m.path)
 		}
-		return fault.New(fault.Denied, "mountpoint %s: %w", target, errors.Unwrap(err))
+		return fault.New(fault.Denied, "%s: %w", target, errors.Unwrap(err))
 	}
 	defer d.Close()
 	switch names, err := d.Readdirnames(1); {
 	case len(names) > 0:
-		return fault.WithHint(fault.New(fault.Conflict, "mountpoint %s is not empty", target),
-			"use an empty directory, or --nonempty to hide what is there")
+		return fault.WithHint(fault.New(fault.Conflict, "%s: not empty", target),
+			"take an empty directory, or hide what is there with --nonempty")
 	case err != nil && err != io.EOF:
 		return fmt.Errorf("mountpoint: %w", err)
 	}
@@ -175,7 +192,7 @@ func noFuse(err error) error {
 // may; it comes to nothing elsewhere. It must precede INIT, as the kernel
 // takes the lesser of the two. Nothing here touches the mount itself.
 func raiseReadAhead(path string) {
-	at, err := mountAt(path)
+	at, err := MountAt(path)
 	if err != nil || at == nil || !at.Imgfs() {
 		return
 	}
@@ -195,15 +212,4 @@ func inUserNamespace() bool {
 	}
 	f := strings.Fields(string(b))
 	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
-}
-
-// quote returns s as a word of a shell.
-func quote(s string) string {
-	plain := func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%", r))
-	}
-	if s != "" && strings.IndexFunc(s, plain) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

@@ -128,17 +128,17 @@ func TestMountErrors(t *testing.T) {
 		}
 		return err
 	}
-	kindIs(t, mount(filepath.Join(dir, "absent"), MountFlags{}), fault.NotFound, "does not exist", "mkdir -p "+dir+"/absent")
+	kindIs(t, mount(filepath.Join(dir, "absent"), MountFlags{}), fault.NotFound, "no such directory", "mkdir -p "+dir+"/absent")
 	kindIs(t, mount(name, MountFlags{}), fault.Invalid, "not a directory")
 	kindIs(t, mount(dir, MountFlags{}), fault.Conflict, "not empty", "--nonempty")
 	if err := mount(dir, MountFlags{NonEmpty: true}); err != nil {
 		t.Error(err)
 	}
 	target, _ := serve(t, p, MountFlags{})
-	kindIs(t, mount(target, MountFlags{}), fault.Conflict, "has test:image mounted already", "imgfs umount")
+	kindIs(t, mount(target, MountFlags{}), fault.Conflict, "has mounted test:image here already", "imgfs umount")
 	kindIs(t, Unmount(dir, false), fault.NotFound, "not a mountpoint")
 	kindIs(t, Unmount(filepath.Join(dir, "absent/x"), false), fault.NotFound, "does not exist")
-	kindIs(t, MountErofs(filepath.Join(dir, "absent"), p.index, nil, MountFlags{}), fault.NotFound, "does not exist")
+	kindIs(t, MountErofs(filepath.Join(dir, "absent"), p.index, nil, MountFlags{}), fault.NotFound, "no such directory")
 
 	for _, c := range []struct{ name, setup, want string }{
 		{"no /dev/fuse", "mount -t tmpfs none /dev", "unavailable: /dev/fuse: no such file or directory (modprobe fuse"},
@@ -176,7 +176,7 @@ func TestUnmount(t *testing.T) {
 			if err := s.Wait(); err != nil {
 				t.Error(err)
 			}
-			if at, err := mountAt(dir); err != nil || at != nil {
+			if at, err := MountAt(dir); err != nil || at != nil {
 				t.Errorf("%v %v", at, err)
 			}
 		})
@@ -354,7 +354,7 @@ func TestMountErofs(t *testing.T) {
 				}
 			}()
 			sameTree(t, root, dir)
-			at, err := mountAt(dir)
+			at, err := MountAt(dir)
 			if err != nil || at == nil || at.Type != "erofs" {
 				t.Fatalf("%+v %v", at, err)
 			}

@@ -21,8 +21,22 @@ type MountPoint struct {
 	Super      string // options of the file system
 }
 
-// Imgfs reports whether it is a FUSE mount of ours.
-func (m *MountPoint) Imgfs() bool { return m.Type == "fuse."+subtype }
+// Imgfs reports whether imgfs made the mount, for whatever store: it is a FUSE
+// mount of ours, or one that MountErofs made of a store's chain index.
+func (m *MountPoint) Imgfs() bool {
+	return m.Type == "fuse."+subtype || m.Type == erofsType && isChainIndex(m.Source)
+}
+
+// isChainIndex reports whether path ends as a store's chain indexes do, in
+// /chains/<64 hexadecimal digits>/index.
+func isChainIndex(path string) bool {
+	path, ok := strings.CutSuffix(path, "/index")
+	if !ok || len(path) < 64 {
+		return false
+	}
+	dir, hex := path[:len(path)-64], path[len(path)-64:]
+	return strings.HasSuffix(dir, "/chains/") && strings.Trim(hex, "0123456789abcdef") == ""
+}
 
 // Mounts lists the mounts that the process sees, in the order of mounting
 // more or less: of two with one Target the later hides the earlier.
@@ -38,9 +52,10 @@ func Mounts() ([]MountPoint, error) {
 	return m, nil
 }
 
-// mountAt returns the uppermost mount at target, nil if there is none. It asks
-// nothing of the mounted file system, which may not answer yet or any more.
-func mountAt(target string) (*MountPoint, error) {
+// MountAt returns the uppermost mount at exactly target, an absolute path free
+// of symlinks; nil if there is none. It asks nothing of the mounted file
+// system, which may not answer yet or any more.
+func MountAt(target string) (*MountPoint, error) {
 	all, err := Mounts()
 	if err != nil {
 		return nil, err

@@ -22,7 +22,7 @@ func Unmount(target string, lazy bool) error {
 	if err != nil {
 		return err
 	}
-	at, err := mountAt(path)
+	at, err := MountAt(path)
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func realParent(target string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("unmount: %w", err)
 	}
-	if at, err := mountAt(path); err == nil && at != nil {
+	if at, err := MountAt(path); err == nil && at != nil {
 		return path, nil
 	}
 	// target may be a symlink to the mountpoint.
@@ -107,5 +107,5 @@ func busy(path string) error {
 		}
 		err = fault.New(fault.Conflict, "%s is busy: held by %s", path, strings.Join(who, "; "))
 	}
-	return fault.WithHint(err, "imgfs umount --lazy %s", quote(path))
+	return fault.WithHint(err, "imgfs umount --lazy %s", fault.Word(path))
 }

@@ -83,7 +83,7 @@ func TestServeGivesUp(t *testing.T) {
 func TestReadAhead(t *testing.T) {
 	p := pack(t, makeTree(t, 1, 1), 1)
 	dir, _ := serve(t, p, MountFlags{})
-	at, err := mountAt(dir)
+	at, err := MountAt(dir)
 	if err != nil || at == nil {
 		t.Fatal(at, err)
 	}

@@ -7,10 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
-	"strings"
-	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -89,7 +85,7 @@ Example:
 			if err := checkDriver("fuse"); err != nil {
 				return err
 			}
-			target, err := checkTarget(c.Args().First(), c.Bool("nonempty"))
+			target, err := fs.CheckTarget(c.Args().First(), c.Bool("nonempty"))
 			if err != nil {
 				return err
 			}
@@ -139,7 +135,7 @@ func mountImage(c *cli.Context) error {
 	if err := checkDriver(req.Driver); err != nil {
 		return err
 	}
-	if req.Target, err = checkTarget(c.Args().Get(1), c.Bool("nonempty")); err != nil {
+	if req.Target, err = fs.CheckTarget(c.Args().Get(1), c.Bool("nonempty")); err != nil {
 		return err
 	}
 	return serveMount(c, req, show)
@@ -175,15 +171,18 @@ func mount(ctx context.Context, client *engineapi.Client, req engineapi.MountReq
 		if err := ctx.Err(); err != nil {
 			return -1, engineapi.MountReply{}, err
 		}
-		flags := fs.MountFlags{Suid: req.Suid, Dev: req.Dev, NonEmpty: true} // checkTarget has looked
+		flags := fs.MountFlags{Suid: req.Suid, Dev: req.Dev, NonEmpty: true} // CheckTarget has looked
 		if req.Driver == "erofs" {
 			if err := fs.MountErofs(req.Target, r.Index, r.Devices, flags); err != nil {
 				return -1, engineapi.MountReply{}, err
 			}
 			mounted = true
-			m, err := mountAt(req.Target)
+			m, err := fs.MountAt(req.Target)
 			if err != nil {
 				return -1, engineapi.MountReply{}, err
+			}
+			if m == nil {
+				return -1, engineapi.MountReply{}, fault.New(fault.Conflict, "%s: unmounted meanwhile", req.Target)
 			}
 			return -1, engineapi.MountReply{Dev: m.Dev}, nil
 		}
@@ -257,67 +256,6 @@ func checkDriver(driver string) error {
 	return nil
 }
 
-// mountAt returns the topmost mount at exactly target, an absolute path free
-// of symlinks, in this process' mount namespace; an error of kind NotFound if
-// nothing is mounted there.
-func mountAt(target string) (fs.MountPoint, error) {
-	all, err := fs.Mounts()
-	if err != nil {
-		return fs.MountPoint{}, err
-	}
-	for _, m := range slices.Backward(all) {
-		if m.Target == target {
-			return m, nil
-		}
-	}
-	return fs.MountPoint{}, fault.New(fault.NotFound, "%s: not a mount point", target)
-}
-
-// chainIndex is what the kernel names as the source of an erofs mount of ours.
-var chainIndex = regexp.MustCompile(`/chains/[0-9a-f]{64}/index$`)
-
-// ours reports whether imgfs made the mount, for whatever store.
-func ours(m fs.MountPoint) bool {
-	return m.Imgfs() || m.Type == "erofs" && chainIndex.MatchString(m.Source)
-}
-
-// checkTarget returns dir absolute and free of symlinks, or why nothing can
-// be mounted on it.
-func checkTarget(dir string, nonempty bool) (string, error) {
-	target, err := resolve(dir)
-	if err != nil {
-		return "", err
-	}
-	st, err := os.Stat(target)
-	switch {
-	case errors.Is(err, syscall.ENOTCONN):
-		return "", fault.WithHint(fault.New(fault.Conflict, "%s: the mount here has lost its server", dir), "imgfs umount %s", target)
-	case errors.Is(err, os.ErrNotExist):
-		return "", fault.WithHint(fault.New(fault.NotFound, "%s: no such directory", dir), "mkdir -p %s", quoted(dir))
-	case errors.Is(err, os.ErrPermission):
-		return "", fault.New(fault.Denied, "%s: permission denied", dir)
-	case err != nil:
-		return "", err
-	case !st.IsDir():
-		return "", fault.New(fault.Invalid, "%s: not a directory", dir)
-	}
-	if m, err := mountAt(target); err == nil && ours(m) {
-		return "", fault.WithHint(fault.New(fault.Conflict, "%s: imgfs has mounted %s here already", dir, m.Source), "imgfs umount %s", quoted(dir))
-	}
-	if nonempty {
-		return target, nil
-	}
-	d, err := os.Open(target)
-	if err != nil {
-		return "", fault.New(fault.Denied, "%w", err)
-	}
-	defer d.Close()
-	if names, _ := d.Readdirnames(1); len(names) > 0 {
-		return "", fault.WithHint(fault.New(fault.Conflict, "%s: not empty", dir), "take an empty directory, or hide what is there with --nonempty")
-	}
-	return target, nil
-}
-
 // resolve returns dir absolute and free of symlinks. The last element is
 // taken as it is where it cannot be looked at, as below a dead mount.
 func resolve(dir string) (string, error) {
@@ -337,15 +275,4 @@ func resolve(dir string) (string, error) {
 		return abs, nil // what is wrong with it is for the caller to say
 	}
 	return filepath.Join(parent, filepath.Base(abs)), nil
-}
-
-// quoted returns a file name as a shell takes it.
-func quoted(name string) string {
-	special := func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r))
-	}
-	if name != "" && strings.IndexFunc(name, special) < 0 {
-		return name
-	}
-	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }

@@ -365,8 +365,10 @@ func cmdExpand(ts *testscript.TestScript, _ bool, args []string) {
 // [!] mounted DIR...
 func cmdMounted(ts *testscript.TestScript, neg bool, args []string) {
 	for _, dir := range args {
-		if _, err := mountAt(ts.MkAbs(dir)); (err == nil) == neg {
-			ts.Fatalf("%s: mounted: %v, want %v", dir, err == nil, !neg)
+		at, err := fs.MountAt(ts.MkAbs(dir))
+		ts.Check(err)
+		if (at != nil) == neg {
+			ts.Fatalf("%s: mounted: %v, want %v", dir, at != nil, !neg)
 		}
 	}
 }

@@ -116,9 +116,13 @@ func unmountArg(c *cli.Context, client *engineapi.Client, known []engineapi.Moun
 			return unmountRecorded(c, client, m)
 		}
 	}
-	if m, err := mountAt(target); err == nil {
-		if !ours(m) {
-			return fault.WithHint(fault.New(fault.NotFound, "%s: not a mount of imgfs but of type %s", arg, m.Type), "umount %s", quoted(arg))
+	m, err := fs.MountAt(target)
+	if err != nil {
+		return err
+	}
+	if m != nil {
+		if !m.Imgfs() {
+			return fault.WithHint(fault.New(fault.NotFound, "%s: not a mount of imgfs but of type %s", arg, m.Type), "umount %s", fault.Word(arg))
 		}
 		return fs.Unmount(target, c.Bool("lazy"))
 	}
@@ -143,8 +147,11 @@ func unmountArg(c *cli.Context, client *engineapi.Client, known []engineapi.Moun
 // unmountRecorded unmounts a mount that the daemon knows and waits until it
 // has forgotten it.
 func unmountRecorded(c *cli.Context, client *engineapi.Client, m engineapi.Mount) error {
-	here, err := mountAt(m.Target)
-	if err != nil || !ours(here) {
+	here, err := fs.MountAt(m.Target)
+	if err != nil {
+		return err
+	}
+	if here == nil || !here.Imgfs() {
 		return fault.WithHint(fault.New(fault.NotFound, "%s: mounted in another mount namespace", m.Target), "unmount it where it was mounted")
 	}
 	if err := fs.Unmount(m.Target, c.Bool("lazy")); err != nil {

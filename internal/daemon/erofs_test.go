@@ -20,12 +20,14 @@ func mountErofs(t testing.TB, c *engineapi.Client, image, target string) (engine
 		if err := fs.MountErofs(target, r.Index, r.Devices, fs.MountFlags{}); err != nil {
 			return -1, engineapi.MountReply{}, err
 		}
-		table, err := mountTable()
-		top, ok := topMount(table, target)
-		if err == nil && !ok {
-			err = fmt.Errorf("%s is not in the mount table", target)
+		top, err := fs.MountAt(target)
+		if err != nil {
+			return -1, engineapi.MountReply{}, err
 		}
-		return -1, engineapi.MountReply{Dev: top.Device}, err
+		if top == nil {
+			return -1, engineapi.MountReply{}, fmt.Errorf("%s is not in the mount table", target)
+		}
+		return -1, engineapi.MountReply{Dev: top.Dev}, nil
 	})
 }
 

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -169,11 +168,11 @@ func mountDir(t testing.TB) string {
 	dir := t.TempDir()
 	t.Cleanup(func() {
 		for {
-			table, err := mountTable()
+			at, err := fs.MountAt(dir)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, ok := topMount(table, dir); !ok {
+			if at == nil {
 				return
 			}
 			if err := fs.Unmount(dir, true); err != nil {
@@ -211,12 +210,11 @@ func wantFile(t testing.TB, path, want string) {
 // isMounted reports whether an imgfs mount is at dir.
 func isMounted(t testing.TB, dir string) bool {
 	t.Helper()
-	table, err := mountTable()
+	at, err := fs.MountAt(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, ok := topMount(table, dir)
-	return ok && strings.HasPrefix(m.FSType, fuseType)
+	return at != nil && at.Imgfs()
 }
 
 func testContext(t testing.TB) context.Context {

@@ -363,9 +363,8 @@ func (e *engine) unmountAll(live []*mount) error {
 
 // stands reports whether something is still mounted at the mount's target.
 func (m *mount) stands() bool {
-	table, err := mountTable()
-	_, ok := topMount(table, m.rec.Target)
-	return err != nil || ok
+	at, err := fs.MountAt(m.rec.Target)
+	return err != nil || at != nil
 }
 
 // checkErofs refuses what the driver cannot do: the kernel mounts from the

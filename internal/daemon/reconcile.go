@@ -10,9 +10,6 @@ import (
 	"github.com/imgfs/imgfs/fs"
 )
 
-// fuseType is the type of our mounts in mountinfo.
-const fuseType = "fuse.imgfs"
-
 // reconcile makes the recorded mounts of a daemon that has died work again,
 // without a registry: a dead one is detached and mounted anew with the same
 // layers. What cannot be restored is forgotten and listed as a problem.
@@ -66,16 +63,15 @@ func (e *engine) restore(ctx context.Context, r record) error {
 }
 
 func (e *engine) restoreAt(ctx context.Context, r record) error {
-	table, err := mountTable()
+	top, err := fs.MountAt(r.Target)
 	if err != nil {
 		return err
 	}
-	top, ok := topMount(table, r.Target)
-	if !ok {
+	if top == nil {
 		return errors.New("nothing is mounted there any more")
 	}
 	if r.Driver == "erofs" {
-		if top.FSType != "erofs" || top.Device != r.Device {
+		if !top.Imgfs() || top.Dev != r.Device {
 			return errors.New("something else is mounted there")
 		}
 		t, err := e.openTree(ctx, &r)
@@ -88,7 +84,7 @@ func (e *engine) restoreAt(ctx context.Context, r record) error {
 		}
 		return nil
 	}
-	if top.FSType != fuseType || top.Source != r.Source || !dead(r.Target) {
+	if !top.Imgfs() || top.Source != r.Source || !dead(r.Target) {
 		return errors.New("something else is mounted there")
 	}
 	// From here on the dead mount is taken away, whatever else fails.
@@ -130,17 +126,9 @@ func dead(target string) bool {
 // handing the descriptor over. before is what was seen at the target before
 // the client was asked to mount. Whether the mount answers cannot be tried:
 // the descriptor may still be on its way.
-func (e *engine) sweepTarget(r *record, before string) {
-	table, err := mountTable()
-	if err != nil {
-		return
-	}
-	top, ok := topMount(table, r.Target)
-	ours := top.FSType == fuseType && top.Source == r.Source
-	if r.Driver == "erofs" {
-		ours = top.FSType == "erofs"
-	}
-	if !ok || top.ID == before || !ours {
+func (e *engine) sweepTarget(r *record, before int) {
+	top, err := fs.MountAt(r.Target)
+	if err != nil || top == nil || top.ID == before || !top.Imgfs() || r.Driver == "fuse" && top.Source != r.Source {
 		return
 	}
 	if err := fs.Unmount(r.Target, true); err != nil {
@@ -148,12 +136,11 @@ func (e *engine) sweepTarget(r *record, before string) {
 	}
 }
 
-// seenAt returns the ID of the mount at target, "" if there is none.
-func seenAt(target string) (string, error) {
-	table, err := mountTable()
-	if err != nil {
-		return "", err
+// seenAt returns the ID of the mount at target, 0 if there is none.
+func seenAt(target string) (int, error) {
+	top, err := fs.MountAt(target)
+	if err != nil || top == nil {
+		return 0, err
 	}
-	top, _ := topMount(table, target)
 	return top.ID, nil
 }

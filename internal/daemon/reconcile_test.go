@@ -156,20 +156,3 @@ func TestForeignMount(t *testing.T) {
 	}
 	wantFile(t, filepath.Join(dir, "a"), "other")
 }
-
-func TestParseMounts(t *testing.T) {
-	list, err := parseMounts(strings.NewReader(
-		`36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 - ext3 /dev/ro\134ot rw,errors=continue
-37 35 0:50 / /x ro,nosuid shared:1 master:2 - fuse.imgfs ubuntu:14.04 rw
-`))
-	want := []mountEntry{
-		{ID: "36", Device: "98:0", Target: "/mnt 2", FSType: "ext3", Source: `/dev/ro\ot`},
-		{ID: "37", Device: "0:50", Target: "/x", FSType: "fuse.imgfs", Source: "ubuntu:14.04"},
-	}
-	if err != nil || len(list) != 2 || list[0] != want[0] || list[1] != want[1] {
-		t.Errorf("got %+v %v", list, err)
-	}
-	if _, err := parseMounts(strings.NewReader("36 35 98:0 /\n")); err == nil {
-		t.Error("half a line: no error")
-	}
-}

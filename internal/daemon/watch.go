@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/imgfs/imgfs/fs"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,10 +94,10 @@ func (w *watcher) loop(table int, wake *os.File) {
 // look calls the gone of every mount that is not in the table any more, and
 // reports whether to go on.
 func (w *watcher) look() bool {
-	list, err := mountTable()
+	list, err := fs.Mounts()
 	have := map[mountMark]bool{}
 	for _, e := range list {
-		have[mountMark{e.Device, e.Target}] = true
+		have[mountMark{e.Dev, e.Target}] = true
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Kind says what sort of failure an error is.
@@ -100,4 +101,16 @@ func HintOf(err error) string {
 		err = e.Err
 	}
 	return ""
+}
+
+// Word returns s as a shell takes it, for the command of a hint: in quotes
+// where it needs them.
+func Word(s string) string {
+	special := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r))
+	}
+	if s != "" && strings.IndexFunc(s, special) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
