@@ -203,6 +203,9 @@ func TestTags(t *testing.T) {
 	p.reopen()
 	refs(a, digest, "localhost:5000/x/y:1")
 	refs(b, "docker.io/library/ubuntu:14.04")
+	p.tag(digest, b) // and so does the digest, which is the index's
+	refs(a, "localhost:5000/x/y:1")
+	refs(b, "docker.io/library/ubuntu:14.04", digest)
 	if i, err := p.Lookup("docker.io/library/ubuntu:14.04"); err != nil || i != b {
 		t.Errorf("lookup: %s (%v)", i, err)
 	}
@@ -216,7 +219,6 @@ func TestTags(t *testing.T) {
 		kind      fault.Kind
 		text      string
 	}{
-		{"digest that points elsewhere", digest, b, fault.Conflict, "Cannot overwrite digest sha256:1111"},
 		{"tag and digest", "ubuntu:x" + digest[len("docker.io/library/ubuntu"):], a, fault.Invalid, "refusing to create a tag with a digest reference"},
 		{"neither", "ubuntu", a, fault.Invalid, "neither tag nor digest"},
 		{"repository sha256", "sha256:latest", a, fault.Invalid, "refusing to create an ambiguous tag using digest algorithm as name"},

@@ -35,8 +35,9 @@ func parse(name string) (reference.Named, error) {
 }
 
 // Tag makes name, a tag or a digest reference in full or familiar form, point
-// to image i. A tag moves; a digest reference that points elsewhere is
-// fault.Conflict. fault.NotFound if there is no such image.
+// to image i. A name moves, also one by digest, which the caller has proven:
+// the digest of an index is that of an image for each of its platforms.
+// fault.NotFound if there is no such image.
 func (s *Store) Tag(name string, i id.ImageID) error {
 	ref, err := parse(name)
 	if err != nil {
@@ -49,12 +50,8 @@ func (s *Store) Tag(name string, i id.ImageID) error {
 	if e == nil {
 		return noSuchImage(string(i))
 	}
-	old, ok := s.names[name]
-	if ok && old == i {
+	if s.names[name] == i {
 		return nil
-	}
-	if d, digest := ref.(reference.Digested); digest && ok {
-		return fault.New(fault.Conflict, "Cannot overwrite digest %s", d.Digest())
 	}
 	img := e.Image
 	img.Tagged = time.Now().UTC()

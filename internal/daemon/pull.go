@@ -21,10 +21,6 @@ const (
 	pullOwner  = "pull:"
 )
 
-// identityUser is the user name under which docker and podman keep an
-// identity token as the password.
-const identityUser = "<token>"
-
 // image is a stored image, as a mount needs it.
 type image struct {
 	id     id.ImageID
@@ -55,7 +51,7 @@ func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.Pu
 	client := fetch.New(e.fetchOptions(req.Registry))
 	defer client.Close()
 
-	if known, ok := e.upToDate(ctx, client, ref, want, req.Platform != ""); ok {
+	if known, ok := e.upToDate(ctx, client, ref, want); ok {
 		res.ImageID, res.Digest, res.UpToDate = known.ID, known.Digest, true
 		return res, nil
 	}
@@ -111,14 +107,11 @@ func (e *engine) endPull() {
 }
 
 func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {
-	if r.IdentityToken != "" && r.Username == "" {
-		r.Username, r.Password = identityUser, r.IdentityToken
-	}
 	o := fetch.Options{
 		Insecure: r.Insecure,
 		Auth: fetch.AuthOptions{
 			AuthFile: r.AuthFile, DockerConfig: r.DockerConfig,
-			Username: r.Username, Password: r.Password, Token: r.Token,
+			Username: r.Username, Password: r.Password, Token: r.Token, IdentityToken: r.IdentityToken,
 		},
 		UserAgent: "imgfs/" + engineapi.ThisBuild().Version,
 		Logger:    e.log,

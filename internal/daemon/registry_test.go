@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -28,6 +29,7 @@ type registry struct {
 
 const (
 	manifestType = "application/vnd.oci.image.manifest.v1+json"
+	indexType    = "application/vnd.oci.image.index.v1+json"
 	configType   = "application/vnd.oci.image.config.v1+json"
 	layerType    = "application/vnd.oci.image.layer.v1.tar"
 )
@@ -121,7 +123,11 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			fmt.Fprint(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}`)
 			return
 		}
-		w.Header().Set("Content-Type", manifestType)
+		kind := manifestType
+		if bytes.Contains(b, []byte(indexType)) {
+			kind = indexType
+		}
+		w.Header().Set("Content-Type", kind)
 		w.Header().Set("Docker-Content-Digest", string(id.BlobOf(b)))
 		w.Header().Set("Content-Length", fmt.Sprint(len(b)))
 		if req.Method == http.MethodGet {

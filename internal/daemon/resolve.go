@@ -84,19 +84,23 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 	return image{id: img.ID, name: ref.Familiar(), layers: img.DiffIDs()}, nil
 }
 
-// upToDate returns the stored image if it is what ref names now. A digest is
-// known for ever; for a tag the registry is asked with one HEAD. When it
-// cannot tell, neither can this.
-func (e *engine) upToDate(ctx context.Context, c *fetch.Client, ref fetch.Reference, want fetch.Platform, strict bool) (imagedb.Image, bool) {
+// upToDate returns the stored image if it is what ref names now for the
+// platform want, the zero value being the host's. A digest is known for ever;
+// for a tag the registry is asked with one HEAD. When it cannot tell, neither
+// can this, nor for an image of another platform: it may be one of several.
+func (e *engine) upToDate(ctx context.Context, c *fetch.Client, ref fetch.Reference, want fetch.Platform) (imagedb.Image, bool) {
 	if ref.Local() {
 		return imagedb.Image{}, false
+	}
+	if want == (fetch.Platform{}) {
+		want = fetch.HostPlatform()
 	}
 	imageID, err := e.images.Lookup(ref.String())
 	if err != nil {
 		return imagedb.Image{}, false
 	}
 	img, err := e.images.Get(imageID)
-	if err != nil || !satisfies(img.Platform, want) && strict || !e.complete(img) {
+	if err != nil || !satisfies(img.Platform, want) || !e.complete(img) {
 		return imagedb.Image{}, false
 	}
 	if ref.Digest() != "" {

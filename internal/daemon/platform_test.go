@@ -1,0 +1,108 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/id"
+)
+
+// pushIndex puts an image for two platforms under one name: its file "a" holds
+// the architecture.
+func (r *registry) pushIndex(t testing.TB, name string, architectures ...string) (ref string, ids []id.ImageID) {
+	t.Helper()
+	var list []any
+	for _, arch := range architectures {
+		r.push(t, name, "file a "+arch)
+		old := r.blobs[r.config(t, name+":latest")]
+		config := bytes.Replace(old, []byte(`"architecture":"amd64"`), []byte(`"architecture":"`+arch+`"`), 1)
+		digest := id.BlobOf(config)
+		r.blobs[string(digest)] = config
+		var m map[string]any
+		if err := json.Unmarshal(r.manifests[name+":latest"], &m); err != nil {
+			t.Fatal(err)
+		}
+		m["config"] = map[string]any{"mediaType": configType, "digest": digest, "size": len(config)}
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.manifests[string(id.BlobOf(b))] = b
+		ids = append(ids, id.ImageIDOf(config))
+		list = append(list, map[string]any{
+			"mediaType": manifestType, "digest": id.BlobOf(b), "size": len(b),
+			"platform": map[string]string{"os": "linux", "architecture": arch},
+		})
+	}
+	b, err := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": indexType, "manifests": list,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.manifests[name+":latest"] = b
+	r.manifests[string(id.BlobOf(b))] = b
+	return r.host() + "/" + name + ":latest", ids
+}
+
+// TestTwoPlatforms pulls one name for one platform after the other: tag and
+// digest go to the one that came last, as docker's do, also by a mount.
+func TestTwoPlatforms(t *testing.T) {
+	reg := newRegistry(t)
+	ref, ids := reg.pushIndex(t, "both", "amd64", "s390x")
+	d := runDaemon(t, Options{})
+	ctx := testContext(t)
+	for _, tt := range []struct {
+		platform string
+		want     id.ImageID
+	}{
+		{"linux/amd64", ids[0]}, {"linux/s390x", ids[1]}, {"linux/s390x", ids[1]}, {"linux/amd64", ids[0]},
+	} {
+		res, err := d.client.Pull(ctx, engineapi.PullRequest{Reference: ref, Platform: tt.platform}, nil)
+		if err != nil || res.ImageID != tt.want {
+			t.Fatalf("pull for %s: %v %v, want %v", tt.platform, res.ImageID, err, tt.want)
+		}
+		for _, name := range []string{ref, strings.TrimSuffix(ref, ":latest") + "@" + string(res.Digest)} {
+			if img, err := d.client.Inspect(ctx, name); err != nil || img.ID != tt.want {
+				t.Errorf("%s after a pull for %s: %v %v, want %v", name, tt.platform, img.ID, err, tt.want)
+			}
+		}
+	}
+}
+
+// TestOtherPlatform has a name whose image is for another platform: who asks
+// for none in particular and for the registry's newest gets that of the host.
+func TestOtherPlatform(t *testing.T) {
+	t.Setenv("DOCKER_DEFAULT_PLATFORM", "")
+	reg := newRegistry(t)
+	ref, ids := reg.pushIndex(t, "both", "amd64", "arm64", "s390x")
+	d := runDaemon(t, Options{})
+	ctx := testContext(t)
+	if _, err := d.client.Pull(ctx, engineapi.PullRequest{Reference: ref, Platform: "linux/s390x"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	res, err := d.client.Pull(ctx, engineapi.PullRequest{Reference: ref}, nil)
+	if err != nil || res.ImageID == ids[2] {
+		t.Errorf("pull without a platform: %v %v, want the host's", res.ImageID, err)
+	}
+}
+
+// TestMountPlatforms mounts one name for two platforms, beside each other.
+func TestMountPlatforms(t *testing.T) {
+	needFUSE(t)
+	reg := newRegistry(t)
+	ref, _ := reg.pushIndex(t, "both", "amd64", "s390x")
+	d := runDaemon(t, Options{})
+	for _, arch := range []string{"amd64", "s390x", "amd64"} {
+		dir := mountDir(t)
+		_, err := mountAs(testContext(t), d.client, ref, dir, func(r *engineapi.MountRequest) { r.Platform = "linux/" + arch })
+		if err != nil {
+			t.Fatalf("mount for %s: %v", arch, err)
+		}
+		wantFile(t, filepath.Join(dir, "a"), arch)
+	}
+}
