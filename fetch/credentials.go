@@ -27,6 +27,10 @@ type AuthOptions struct {
 	Password string
 	Token    string // --registry-token: sent as Bearer unchanged, likewise
 
+	// IdentityToken is a refresh token, exchanged for others by the token
+	// server; likewise. A user name beside it is the token's owner.
+	IdentityToken string
+
 	AuthFile     string // --authfile; else $REGISTRY_AUTH_FILE
 	DockerConfig string // directory of config.json; else $DOCKER_CONFIG, else Home/.docker
 	Home         string // else $HOME

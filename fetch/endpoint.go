@@ -93,11 +93,13 @@ func (c *Client) newEndpointLocked(cfg hostConfig, domain string, own bool) *end
 	}
 	e.client = c.httpClient(cfg, insecure)
 	e.auth = newAuthorizer(e.host, e.scheme == "http" || insecure, e.client, c.opts.Timeout, func(ctx context.Context, repository string) (credentials, error) {
-		if o := c.opts.Auth; own && (o.Token != "" || o.Username != "") {
+		if o := c.opts.Auth; own && (o.Token != "" || o.IdentityToken != "" || o.Username != "") {
 			if o.Token != "" {
 				return credentials{bearer: o.Token}, nil
 			}
-			return userCredentials(o.Username, o.Password), nil
+			got := userCredentials(o.Username, o.Password)
+			got.identity = firstOf(o.IdentityToken, got.identity)
+			return got, nil
 		}
 		return c.opts.Auth.lookup(ctx, c.opts.Logger, e.host, repository)
 	})
