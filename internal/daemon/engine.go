@@ -98,9 +98,6 @@ func openEngine(p Paths, act *activity, log *slog.Logger) (*engine, error) {
 	if e.images, err = imagedb.Open(p.Root, e.db, imagedb.Options{Logger: log}); err != nil {
 		return nil, err
 	}
-	if err = e.dropOwners(); err != nil {
-		return nil, err
-	}
 	return e, nil
 }
 

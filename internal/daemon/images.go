@@ -227,9 +227,11 @@ func repositories(refs []string) int {
 	return len(seen)
 }
 
-// dropOwners ends the hold of pulls that a kill ended and of images that have
-// no record.
-func (e *engine) dropOwners() error {
+// staleOwners returns the owners of layers that a kill has left: its pulls,
+// and images that have no record any more.
+//
+// Preconditions: nothing is pulled yet.
+func (e *engine) staleOwners() []string {
 	stale := e.layers.Owners(pullOwner)
 	for _, o := range e.layers.Owners(imageOwner) {
 		_, err := e.images.Get(id.ImageID(strings.TrimPrefix(o, imageOwner)))
@@ -237,7 +239,12 @@ func (e *engine) dropOwners() error {
 			stale = append(stale, o)
 		}
 	}
-	for _, o := range stale {
+	return stale
+}
+
+// dropOwners ends what owners hold.
+func (e *engine) dropOwners(owners []string) error {
+	for _, o := range owners {
 		if _, err := e.layers.Release(o); err != nil {
 			return fmt.Errorf("owner %s: %w", o, err)
 		}

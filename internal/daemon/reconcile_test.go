@@ -1,13 +1,16 @@
 package daemon
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/imgfs/imgfs/fs"
+	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/metadb"
 )
 
 func fsUnmount(dir string) error { return fs.Unmount(dir, true) }
@@ -155,4 +158,35 @@ func TestForeignMount(t *testing.T) {
 		t.Errorf("mounts: %v %v", list, err)
 	}
 	wantFile(t, filepath.Join(dir, "a"), "other")
+}
+
+// TestKillRemoved kills the daemon between the removal of an image's record
+// and that of its layers, which a mount still shows.
+func TestKillRemoved(t *testing.T) {
+	needFUSE(t)
+	reg := newRegistry(t)
+	ref, imageID := reg.push(t, "one", "file a one")
+	p := newStore(t)
+	c := spawned(t, p)
+	dir := mountDir(t)
+	if _, err := mountAs(testContext(t), c, ref, dir); err != nil {
+		t.Fatal(err)
+	}
+	killDaemon(t, p)
+	reg.Close()
+	db, err := metadb.Open(filepath.Join(p.Root, "db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	images, err := imagedb.Open(p.Root, db, imagedb.Options{})
+	if err == nil {
+		_, err = images.Delete(imageID)
+	}
+	if err := errors.Join(err, metadb.Close(db)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Ping(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, filepath.Join(dir, "a"), "one")
 }

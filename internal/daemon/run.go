@@ -108,7 +108,12 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	defer unlock.store() // before gone
 	keep := !o.Foreground
 	defer func() { err = errors.Join(err, e.close(keep)) }()
+	stale := e.staleOwners()
 	e.reconcile(ctx)
+	// Only now: what they held may be all that a mount has.
+	if err := e.dropOwners(stale); err != nil {
+		return err
+	}
 
 	l, err := listen(p, act, log)
 	if err != nil {
