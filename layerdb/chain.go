@@ -121,7 +121,7 @@ func (s *Store) Chain(ctx context.Context, diffs []id.DiffID) (*Chain, error) {
 
 // openChain opens c, building its index if need be, and wakes who waits.
 func (s *Store) openChain(c *chain) {
-	c.err = s.fillChain(c)
+	c.err = s.guard("merge", func() error { return s.fillChain(c) })
 	if c.err != nil {
 		c.err = fmt.Errorf("chain %s: %w", c.id.Short(), s.diskError(c.err))
 		releaseAll(c.layers)

@@ -130,7 +130,7 @@ func (s *Store) join(spec Spec) (*flight, error) {
 	s.flights[spec.DiffID] = f
 	s.wg.Go(func() {
 		defer cancel()
-		err := s.pass(ctx, spec, f)
+		err := s.guard("layer", func() error { return s.pass(ctx, spec, f) })
 		s.mu.Lock()
 		if s.flights[spec.DiffID] == f {
 			delete(s.flights, spec.DiffID)

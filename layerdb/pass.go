@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"sync/atomic"
 
 	"github.com/imgfs/imgfs/internal/fault"
@@ -78,12 +79,12 @@ func (s *Store) run(ctx context.Context, spec Spec, f *flight, sink func([]byte)
 	go func() {
 		defer close(downloaded)
 		defer close(p.in.full)
-		p.readErr = p.download(spec, f)
+		p.readErr = s.guard("download", func() error { return p.download(spec, f) }, cancel)
 	}()
 	go func() {
 		defer close(inflated)
 		defer close(p.out.full)
-		p.flateErr = p.inflate()
+		p.flateErr = s.guard("inflate", p.inflate, cancel)
 	}()
 
 	sum, size, sinkErr := sha256.New(), int64(0), error(nil)
@@ -131,6 +132,24 @@ func (s *Store) run(ctx context.Context, spec Spec, f *flight, sink func([]byte)
 		return p.kind, fault.New(fault.Integrity, "wrong diff id calculated on extraction: the image config says %s, the content is %s", spec.DiffID, got)
 	}
 	return p.kind, nil
+}
+
+// guard is f, whose panic becomes its error and is told to whoever waits for f
+// in another way. Foreign bytes must not end a daemon that serves mounts, should
+// a parser of them, ours or another's, have a fault that no fuzzing found.
+func (s *Store) guard(what string, f func() error, tell ...func(error)) (err error) {
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		s.log.Error("panic", "in", what, "value", v, "stack", string(debug.Stack()))
+		err = fault.New(fault.Failed, "internal error: %s: panic: %v", what, v)
+		for _, t := range tell {
+			t(err)
+		}
+	}()
+	return f()
 }
 
 // download is the first stage.
