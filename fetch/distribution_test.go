@@ -1,7 +1,6 @@
 package fetch
 
 import (
-	"bufio"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -14,69 +13,18 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/imgtest"
 )
-
-// program skips the test if a program is not there, and fails it where the
-// environment says that everything must be.
-func program(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("IMGFS_REQUIRE_FUSE") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	return path
-}
-
-// distribution runs docker-registry with an http section of its configuration
-// and returns its address. It picks the port and says when it listens, so
-// nothing has to be guessed or waited for.
-func distribution(t *testing.T, http, more string) string {
-	t.Helper()
-	path := program(t, "docker-registry")
-	dir := t.TempDir()
-	writeFile(t, dir+"/config.yml", "version: 0.1\nlog:\n  level: info\n  formatter: json\nstorage:\n  filesystem:\n    rootdirectory: "+dir+"/data\nhttp:\n  addr: 127.0.0.1:0\n"+http+more)
-	cmd := exec.Command(path, "serve", dir+"/config.yml")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	var log strings.Builder
-	for sc := bufio.NewScanner(out); sc.Scan(); {
-		log.WriteString(sc.Text() + "\n")
-		if _, rest, ok := strings.Cut(sc.Text(), "listening on "); ok {
-			end := strings.IndexAny(rest, `", `)
-			go func() { // ends with the process
-				for sc.Scan() {
-				}
-			}()
-			return rest[:end]
-		}
-	}
-	t.Fatalf("docker-registry does not listen:\n%s", log.String())
-	return ""
-}
 
 // push copies a layout into a registry with skopeo.
 func push(t *testing.T, layout, target string, flags ...string) {
 	t.Helper()
 	args := append([]string{"copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"}, flags...)
-	if out, err := exec.Command(program(t, "skopeo"), append(args, "oci:"+layout, "docker://"+target)...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(imgtest.Program(t, "skopeo"), append(args, "oci:"+layout, "docker://"+target)...).CombinedOutput(); err != nil {
 		t.Fatalf("skopeo: %v\n%s", err, out)
 	}
 }
@@ -95,7 +43,7 @@ func layout(t *testing.T) (dir string, layer []byte) {
 
 func TestDistribution(t *testing.T) {
 	t.Parallel()
-	host := distribution(t, "", "")
+	host := imgtest.Distribution(t, "", "")
 	dir, layer := layout(t)
 	push(t, dir, host+"/library/debian:12", "--dest-compress=false")
 	c := New(options(t))
@@ -139,7 +87,7 @@ func TestDistributionHtpasswd(t *testing.T) {
 	const line = "imgfs:$2y$05$TT/VtlVURoWcJeIcKJ/DuuFj7Y8jZH6.dx3aiWOcQCgTSc2.b1KG2"
 	file := filepath.Join(t.TempDir(), "htpasswd")
 	writeFile(t, file, line+"\n")
-	host := distribution(t, "", "auth:\n  htpasswd:\n    realm: test\n    path: "+file+"\n")
+	host := imgtest.Distribution(t, "", "auth:\n  htpasswd:\n    realm: test\n    path: "+file+"\n")
 	dir, _ := layout(t)
 	push(t, dir, host+"/x:1", "--dest-creds=imgfs:secret")
 
@@ -164,7 +112,7 @@ func TestDistributionTLS(t *testing.T) {
 	ca := authority(t, keys)
 	ca.issue(t, "server", x509.ExtKeyUsageServerAuth)
 	ca.issue(t, "client", x509.ExtKeyUsageClientAuth)
-	host := distribution(t, "  tls:\n    certificate: "+keys+"/server.cert\n    key: "+keys+"/server.key\n    clientcas:\n      - "+keys+"/ca.crt\n", "")
+	host := imgtest.Distribution(t, "  tls:\n    certificate: "+keys+"/server.cert\n    key: "+keys+"/server.key\n    clientcas:\n      - "+keys+"/ca.crt\n", "")
 	dir, _ := layout(t)
 	certs := t.TempDir()
 	for _, n := range []string{"client.cert", "client.key"} {
