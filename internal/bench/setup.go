@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -118,15 +119,15 @@ func (b *bench) serve(ctx context.Context, layout string) (string, error) {
 	return ref, err
 }
 
-// unpacked returns the image as a plain directory and as overlayfs lowers, top
-// first, as podman unpacks them.
-func (b *bench) unpacked(ctx context.Context, layout string) (native string, lowers []string, err error) {
+// unpacked returns an image that serve has put into the registry as a plain
+// directory and as overlayfs lowers, top first, as podman unpacks them.
+func (b *bench) unpacked(ctx context.Context, ref string) (native string, lowers []string, err error) {
 	store := []string{"--root", b.path("podman"), "--runroot", b.path("podman-run"), "--storage-driver", "overlay"}
 	podman := func(args ...string) (string, error) {
 		out, err := output(ctx, "podman", append(store[:len(store):len(store)], args...)...)
 		return strings.TrimSpace(out), err
 	}
-	imageID, err := podman("pull", "-q", "oci:"+layout)
+	imageID, err := podman("pull", "-q", "--tls-verify=false", ref)
 	if err != nil {
 		return "", nil, err
 	}
@@ -143,7 +144,7 @@ func (b *bench) unpacked(ctx context.Context, layout string) (native string, low
 	if data.LowerDir != "" {
 		lowers = append(lowers, strings.Split(data.LowerDir, ":")...)
 	}
-	native = b.path("native", filepath.Base(layout))
+	native = b.path("native", strings.TrimSuffix(path.Base(ref), ":1"))
 	if _, err := os.Stat(native); err == nil {
 		return native, lowers, nil
 	}

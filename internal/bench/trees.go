@@ -105,11 +105,11 @@ func show(title, unit, format string, cands []candidate, steps []step, got [][]f
 
 // trees measures metadata walks and reads of a whole image.
 func (b *bench) trees(ctx context.Context) error {
-	native, lowers, err := b.unpacked(ctx, b.images.debian)
+	ref, err := b.serve(ctx, b.images.debian)
 	if err != nil {
 		return err
 	}
-	ref, err := b.serve(ctx, b.images.debian)
+	native, lowers, err := b.unpacked(ctx, ref)
 	if err != nil {
 		return err
 	}
