@@ -78,7 +78,7 @@ func (c *Client) mountOnce(ctx context.Context, req MountRequest, report func(Pr
 				return Mount{}, err
 			}
 			if err := sendReply(conn, reply, fd); err != nil {
-				return Mount{}, gone(ctx, err)
+				return Mount{}, lost(ctx, err)
 			}
 		case ev.Progress != nil && report != nil:
 			report(*ev.Progress)

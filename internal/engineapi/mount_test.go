@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/imgfs/imgfs/internal/fault"
 )
@@ -207,5 +209,72 @@ func TestHeaderLimit(t *testing.T) {
 	}
 	if s := NewServer(&engine{}, slog.New(slog.DiscardHandler)); s.ReadHeaderTimeout <= 0 || s.IdleTimeout <= 0 {
 		t.Error("the server waits for ever")
+	}
+}
+
+// TestMountStalled has a client that does not read, as one that was stopped by
+// its terminal, when the daemon leaves: the daemon does not wait for it.
+func TestMountStalled(t *testing.T) {
+	begun, ended := make(chan struct{}), make(chan struct{})
+	e := &engine{mount: func(ctx context.Context, _ MountRequest, report func(Progress), _ Exchange) (Mount, error) {
+		defer close(ended)
+		close(begun)
+		for range 100 { // far more than a socket holds
+			report(Progress{Status: strings.Repeat("x", 64<<10)})
+		}
+		return Mount{}, ctx.Err()
+	}}
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests, leave := context.WithCancel(context.Background())
+	defer leave()
+	srv := NewServer(e, slog.New(slog.DiscardHandler))
+	srv.BaseContext = func(net.Listener) context.Context { return requests }
+	go srv.Serve(l)
+	defer srv.Close()
+	conn, _ := upgraded(t, New(socket))
+	<-begun
+	leave()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("the daemon waits for a client that does not read")
+	}
+	conn.Close()
+}
+
+// TestMountKilled has the daemon die while the client mounts: that is told, and
+// the mount not tried again at a place that is taken now.
+func TestMountKilled(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+			fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+Protocol+"\r\n\r\n{\"ready\":{\"id\":\"x\"}}\n")
+		}
+		l.Close()
+	}()
+	c := New(l.Addr().String())
+	c.Restart = func(context.Context) error { t.Error("started again"); return nil }
+	mounts := 0
+	_, err = c.Mount(context.Background(), testMount, nil, func(MountReady) (int, MountReply, error) {
+		mounts++
+		<-closed
+		return tempFD(t, ""), MountReply{}, nil
+	})
+	if mounts != 1 || fault.KindOf(err) != fault.Unavailable || errors.Is(err, ErrNoDaemon) {
+		t.Errorf("%d mounts, %v", mounts, err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,9 @@ import (
 
 // maxReplyLine bounds a MountReply, in bytes.
 const maxReplyLine = 16 << 10
+
+// lastWord is how long a daemon that leaves tries to tell a client so.
+const lastWord = time.Second
 
 // mount serves POST /imgfs/v1/mounts.
 func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
@@ -51,6 +55,9 @@ func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
+	// A client that has been stopped reads nothing, and must not keep a daemon
+	// that leaves.
+	defer context.AfterFunc(r.Context(), func() { uc.SetWriteDeadline(time.Now().Add(lastWord)) })()
 	x := &exchange{conn: uc, replies: make(chan cliReply, 1)}
 	var wg sync.WaitGroup
 	wg.Go(func() {
