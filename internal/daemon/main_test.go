@@ -10,7 +10,7 @@ import (
 	"github.com/imgfs/imgfs/internal/imgtest"
 )
 
-// TestMain makes the test binary stand in for imgfs: Start runs /proc/self/exe
+// TestMain makes the test binary stand in for imgfs: Start runs its own file
 // again with the arguments of a spawned daemon.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 5 && os.Args[1] == "--root" && os.Args[3] == "daemon" {

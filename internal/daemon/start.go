@@ -81,7 +81,7 @@ func spawn(ctx context.Context, p Paths) error {
 		return fmt.Errorf("daemon: %w", err)
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe", "--root", p.Root, "daemon", "--spawned")
+	cmd := exec.Command(ownPath(), "--root", p.Root, "daemon", "--spawned")
 	cmd.Args[0] = "imgfs"
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{w} // readyFD
@@ -129,4 +129,20 @@ func tellReady(w *os.File, err error) {
 		msg, _ = json.Marshal(engineapi.WireError(err))
 	}
 	w.Write(msg) // nobody may be listening any more
+}
+
+// ownPath returns the path of this program's file: its own, which ps(1) then
+// shows, or a link that works as well where the file is gone or replaced.
+func ownPath() string {
+	const link = "/proc/self/exe"
+	name, err := os.Readlink(link)
+	if err != nil {
+		return link
+	}
+	byName, err1 := os.Stat(name)
+	running, err2 := os.Stat(link)
+	if err1 != nil || err2 != nil || !os.SameFile(byName, running) {
+		return link
+	}
+	return name
 }
