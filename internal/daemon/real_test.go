@@ -56,25 +56,20 @@ func TestRealImage(t *testing.T) {
 				}
 			}
 			unpacked := listDir(t, rootfs)
-			for _, driver := range []string{"fuse", "erofs"} {
+			for _, driver := range drivers {
 				dir := mountDir(t)
-				var m engineapi.Mount
-				if driver == "fuse" {
-					m, err = mountAs(ctx, c, ref, dir)
-				} else {
-					m, err = mountErofs(t, c, ref, dir)
-				}
+				m, err := driver.mount(t, ctx, c, ref, dir)
 				if err != nil {
-					t.Fatalf("%s: %v", driver, err)
+					t.Fatalf("%s: %v", driver.name, err)
 				}
 				for range 2 { // from the store, and from the kernel's caches
 					mounted := listDir(t, dir)
-					sameListing(t, driver+" and the index", mounted, listChain(t, ctx, c, p, m))
-					sameListing(t, driver+" and umoci", asUmoci(mounted), asUmoci(unpacked))
+					sameListing(t, driver.name+" and the index", mounted, listChain(t, ctx, c, p, m))
+					sameListing(t, driver.name+" and umoci", asUmoci(mounted), asUmoci(unpacked))
 				}
 				out, err := exec.CommandContext(ctx, "chroot", dir, "/bin/sh", "-c", "id -u; ls -d /etc; grep ^ID= /etc/os-release; sha256sum /bin/sh | wc -l").CombinedOutput()
 				if err != nil || string(out) != "0\n/etc\nID=debian\n1\n" {
-					t.Errorf("%s: chroot: %v\n%s", driver, err, out)
+					t.Errorf("%s: chroot: %v\n%s", driver.name, err, out)
 				}
 				if err := fs.Unmount(dir, false); err != nil {
 					t.Fatal(err)

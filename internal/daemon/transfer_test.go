@@ -22,15 +22,21 @@ import (
 // registries that are open to pushes.
 func pushTo(t testing.TB, name, tag string, layers []string, registries ...*imgtest.Registry) *imgtest.Image {
 	t.Helper()
-	var spec imgtest.ImageSpec
+	var streams [][]byte
 	for _, text := range layers {
 		b, err := imgtest.Tar(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec.Layers = append(spec.Layers, b)
+		streams = append(streams, b)
 	}
-	img, err := imgtest.NewImage(spec)
+	return pushLayers(t, name, tag, streams, registries...)
+}
+
+// pushLayers is pushTo with layers as tar streams.
+func pushLayers(t testing.TB, name, tag string, layers [][]byte, registries ...*imgtest.Registry) *imgtest.Image {
+	t.Helper()
+	img, err := imgtest.NewImage(imgtest.ImageSpec{Layers: layers})
 	if err != nil {
 		t.Fatal(err)
 	}

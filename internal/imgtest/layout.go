@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -234,10 +235,14 @@ func writeEntry(tw *tar.Writer, path, name string, seen map[uint64]string) error
 	return err
 }
 
-// listXattrs returns the attributes of the file at path, a symlink itself.
+// listXattrs returns the attributes of the file at path, a symlink itself;
+// none where the file system knows no attributes.
 func listXattrs(path string) (map[string]string, error) {
 	buf := make([]byte, 1<<16)
 	n, err := unix.Llistxattr(path, buf)
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%q: list attributes: %w", path, err)
 	}
