@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -51,7 +54,7 @@ func umount(c *cli.Context) error {
 	}
 	if c.Bool("all") {
 		var first error
-		for _, m := range known {
+		for _, m := range slices.Backward(known) {
 			if err := report(c, unmountRecorded(c, client, m)); err != nil {
 				first = firstOf(first, err)
 			}
@@ -111,7 +114,7 @@ func unmountArg(c *cli.Context, client *engineapi.Client, known []engineapi.Moun
 	if err != nil {
 		return err
 	}
-	for _, m := range known {
+	for _, m := range slices.Backward(known) { // an older one there has been detached
 		if m.Target == target {
 			return unmountRecorded(c, client, m)
 		}
@@ -144,6 +147,11 @@ func unmountArg(c *cli.Context, client *engineapi.Client, known []engineapi.Moun
 	return fault.WithHint(fault.New(fault.NotFound, "%s: not mounted by imgfs", arg), "see imgfs mounts")
 }
 
+// usedElsewhere is how long a mount that was not busy is waited for. A copy of
+// it in another mount namespace, as each service with one of its own has, keeps
+// it for as long as that lives.
+const usedElsewhere = 3 * time.Second
+
 // unmountRecorded unmounts a mount that the daemon knows and waits until it
 // has forgotten it.
 func unmountRecorded(c *cli.Context, client *engineapi.Client, m engineapi.Mount) error {
@@ -160,9 +168,15 @@ func unmountRecorded(c *cli.Context, client *engineapi.Client, m engineapi.Mount
 	if c.Bool("lazy") {
 		return nil // its users decide when it ends
 	}
-	err = client.WaitGone(c.Context, m.ID)
-	if errors.Is(err, engineapi.ErrNoDaemon) {
+	ctx, cancel := context.WithTimeout(c.Context, usedElsewhere)
+	defer cancel()
+	err = client.WaitGone(ctx, m.ID)
+	switch {
+	case errors.Is(err, engineapi.ErrNoDaemon):
 		return nil // killed meanwhile; the next one finds the mount gone
+	case errors.Is(err, context.DeadlineExceeded):
+		fmt.Fprintf(c.App.ErrWriter, "warning: %s is unmounted here, but goes on in another mount namespace\n", oneLine(m.Target))
+		return nil
 	}
 	return err
 }
