@@ -18,6 +18,7 @@ import (
 //	our mount, dead                          detached, mounted again
 //	our mount, in the kernel (erofs)         followed again
 //	something else or nothing, or no target  record dropped
+//	a mount recorded later                   record dropped
 //	not known: another mount namespace       record dropped
 //
 // Preconditions: no request is served yet.
@@ -31,8 +32,16 @@ func (e *engine) reconcile(ctx context.Context) {
 		e.problem("record of mount %s is damaged", id)
 		e.forget(id)
 	}
+	newest := map[place]string{}
 	for _, r := range recs {
-		if err := e.restore(ctx, r); err != nil {
+		newest[place{r.MountNS, r.Target}] = r.ID // they come oldest first
+	}
+	for _, r := range recs {
+		err := errors.New("it was detached, and its place taken by another")
+		if newest[place{r.MountNS, r.Target}] == r.ID {
+			err = e.restore(ctx, r)
+		}
+		if err != nil {
 			e.problem("mount of %s on %s is not restored: %v", r.Source, r.Target, err)
 			e.forget(r.ID)
 		}

@@ -190,3 +190,36 @@ func TestKillRemoved(t *testing.T) {
 	}
 	wantFile(t, filepath.Join(dir, "a"), "one")
 }
+
+// TestKillDetached has two records of one place and one name: of a mount that
+// was detached while in use, and of the newer image that is mounted there now.
+func TestKillDetached(t *testing.T) {
+	needFUSE(t)
+	reg := newRegistry(t)
+	ref, _ := reg.push(t, "moving", "file a old")
+	p := newStore(t)
+	c := spawned(t, p)
+	dir := mountDir(t)
+	if _, err := mountAs(testContext(t), c, ref, dir); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(filepath.Join(dir, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := fs.Unmount(dir, true); err != nil {
+		t.Fatal(err)
+	}
+	reg.push(t, "moving", "file a new")
+	_, err = mountAs(testContext(t), c, ref, dir, func(r *engineapi.MountRequest) { r.Pull = "always" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, filepath.Join(dir, "a"), "new")
+	killDaemon(t, p)
+	if list, err := c.Mounts(testContext(t)); err != nil || len(list) != 1 {
+		t.Errorf("mounts: %v %v, want the newer", list, err)
+	}
+	wantFile(t, filepath.Join(dir, "a"), "new")
+}
