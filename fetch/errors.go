@@ -176,13 +176,22 @@ func explain(err error, ref Reference, host string) error {
 		return fault.WithHint(fault.New(fault.Network, "registry %s: http: server gave HTTP response to HTTPS client", host),
 			"if plain http is what you want, add --insecure, or write server = \"http://%s\" into certs.d/%s/hosts.toml", host, host)
 	case badCertificate(err):
-		return fault.WithHint(out, "put the registry's CA into /etc/containerd/certs.d/%s/ca.crt, or add --insecure", host)
+		return fault.WithHint(out, "put the registry's CA into /etc/containerd/certs.d/%s/ca.crt, or add --insecure", certsName(host))
 	case spokeTLS(err):
-		return fault.WithHint(out, "if the registry wants a client certificate, put it into /etc/containerd/certs.d/%s as client.cert and client.key", host)
+		return fault.WithHint(out, "if the registry wants a client certificate, put it into /etc/containerd/certs.d/%s as client.cert and client.key", certsName(host))
 	case errors.Is(err, errDowngrade), errors.Is(err, errRedirects):
 		return fault.WithHint(out, "the registry is set up wrongly; ask who runs it")
 	}
-	return fault.WithHint(out, "is %s the right name, and is the registry up? proxies are taken from HTTPS_PROXY, mirrors from certs.d/%s/hosts.toml", host, host)
+	return fault.WithHint(out, "is %s the right name, and is the registry up? proxies are taken from HTTPS_PROXY, mirrors from certs.d/%s/hosts.toml", host, certsName(host))
+}
+
+// certsName is the name of a registry's directory below certs.d: Docker Hub's
+// is named after what references say, not after the host that serves it.
+func certsName(host string) string {
+	if host == hubHost {
+		return "docker.io"
+	}
+	return host
 }
 
 func isTimeout(err error) bool {

@@ -44,7 +44,7 @@ func TestDockerHubMirrored(t *testing.T) {
 	}
 	// Unknown there, and the upstream is out of reach.
 	_, err := New(o).Resolve(t.Context(), mustParse(t, "ubuntu:15.99"), Platform{})
-	wantFault(t, err, fault.Network, "registry registry-1.docker.io: ", "mirrors")
+	wantFault(t, err, fault.Network, "registry registry-1.docker.io: ", "mirrors from certs.d/docker.io/hosts.toml")
 	wantFault(t, err, fault.Network, "(mirror "+mirror.Host+": 404 Not Found)", "")
 	if got := d.refused(); !slices.Equal(got, []string{"registry-1.docker.io:443"}) {
 		t.Errorf("dialled %v", got)
