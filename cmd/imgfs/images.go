@@ -96,16 +96,21 @@ func listImages(c *cli.Context) error {
 		}
 		return nil
 	}
-	var rows []imageRow
-	for _, i := range list {
-		rows = append(rows, imageRows(i, c.Bool("digests"), c.Bool("no-trunc"))...)
-	}
-	standard := imageTable
+	format, standard := c.String("format"), imageTable
 	if c.Bool("digests") {
 		standard = imageTableDigest
 	}
-	return printRows(c.App.Writer, c.String("format"), standard, imageHead, rows)
+	digests := c.Bool("digests") || asksDigest(format)
+	var rows []imageRow
+	for _, i := range list {
+		rows = append(rows, imageRows(i, digests, c.Bool("no-trunc"))...)
+	}
+	return printRows(c.App.Writer, format, standard, imageHead, rows)
 }
+
+// asksDigest says whether a template names the field that only --digests
+// fills otherwise; docker decides likewise.
+func asksDigest(format string) bool { return strings.Contains(format, ".Digest") }
 
 func imageID(i engineapi.ImageSummary, long bool) string {
 	if long {
