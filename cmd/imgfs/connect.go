@@ -130,6 +130,13 @@ func absoluteSource(ref string) (string, error) {
 		}
 		return scheme + abs, nil
 	}
+	if ref == "" {
+		return "", fault.New(fault.Invalid, "empty image name")
+	}
+	if strings.HasPrefix(ref, "/") || strings.HasPrefix(ref, "./") || strings.HasPrefix(ref, "../") {
+		return "", fault.WithHint(fault.New(fault.Invalid, "invalid reference format: %s is a path", ref),
+			"an image in files is oci:DIR, oci-archive:FILE or docker-archive:FILE; a mountpoint comes after the image")
+	}
 	return ref, nil
 }
 
