@@ -185,12 +185,10 @@ func tarOf(t testing.TB, text string) []byte {
 	return b
 }
 
-// pipe runs a program on input; the test is skipped if there is none such.
+// pipe runs a program, which the test needs, on input.
 func pipe(t testing.TB, input []byte, command ...string) []byte {
 	t.Helper()
-	if _, err := exec.LookPath(command[0]); err != nil {
-		t.Skipf("%s is not installed", command[0])
-	}
+	imgtest.Program(t, command[0])
 	c := exec.Command(command[0], command[1:]...)
 	c.Stdin = bytes.NewReader(input)
 	var stderr bytes.Buffer

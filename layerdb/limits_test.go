@@ -166,9 +166,6 @@ func TestMillionEntries(t *testing.T) {
 
 // TestFullDisk runs passes and merges on a disk that is too small for them.
 func TestFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: mounts a tmpfs")
-	}
 	p := newPlace(t)
 	p.close()
 	// Badger, whose logs are larger than this disk, stays on the other one.
@@ -176,14 +173,7 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Mkdir(small, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=16m"); err != nil {
-		t.Skipf("tmpfs: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(small, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-		}
-	})
+	imgtest.Tmpfs(t, small, "16m")
 	p.open()
 	defer p.close()
 	if err := p.Store.Close(); err != nil {

@@ -147,6 +147,12 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 		ts.Check(of(ts).foreground.Process.Signal(os.Interrupt))
 	},
 	"ended": cmdEnded,
+	// needs PROGRAM... skips or fails the script where one is missing.
+	"needs": func(ts *testscript.TestScript, _ bool, args []string) {
+		for _, name := range args {
+			imgtest.Program(of(ts).TB, name)
+		}
+	},
 }
 
 // image [-platform OS/ARCH] [-lying] REPO:TAG FILE... puts an image into the

@@ -19,9 +19,8 @@ func TestMain(m *testing.M) { os.Exit(Main(m)) }
 // with this project, and compares the trees: so what the cases want is what
 // another tool makes, or the case says why not.
 func TestCasesAgainstUmoci(t *testing.T) {
-	if _, err := exec.LookPath("umoci"); err != nil || os.Getuid() != 0 {
-		t.Skip("needs umoci and root")
-	}
+	Program(t, "umoci")
+	Need(t, os.Geteuid() == 0, "root")
 	for _, c := range Cases(t, "../../testdata") {
 		t.Run(c.Name, func(t *testing.T) {
 			m, err := NewImage(ImageSpec{Layers: c.Layers})

@@ -10,20 +10,6 @@ import (
 	"testing"
 )
 
-// Program skips the test if a program is not there, and fails it where the
-// environment says that everything must be.
-func Program(t testing.TB, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("IMGFS_REQUIRE_FUSE") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	return path
-}
-
 // Distribution runs Debian's docker-registry, with lines for the http section
 // of its configuration and what follows it, and returns its address. It picks
 // the port and says when it listens, so nothing has to be guessed or waited for.

@@ -73,9 +73,7 @@ func get(t *testing.T, url string) []byte {
 
 // TestArchives has skopeo read what is written as a layout and as docker save.
 func TestArchives(t *testing.T) {
-	if _, err := exec.LookPath("skopeo"); err != nil {
-		t.Skip("needs skopeo")
-	}
+	Program(t, "skopeo")
 	layers := Tree(1, 30, 2)
 	m, err := NewImage(ImageSpec{Layers: layers, Compression: "none", Docker: true})
 	if err != nil {

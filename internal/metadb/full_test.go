@@ -8,26 +8,16 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/internal/imgtest"
 )
 
 // TestFullDisk has the disk fill up under an open database. Badger writes
 // through mappings of sparse files: without a look at the free space first,
 // the kernel kills the process (SIGBUS).
 func TestFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: mounts a tmpfs")
-	}
 	disk := t.TempDir()
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
-		t.Skipf("tmpfs: %v", err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			unix.Unmount(disk, unix.MNT_DETACH)
-		} else if err := unix.Unmount(disk, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-		}
-	})
+	imgtest.Tmpfs(t, disk, "64m")
 	db, err := Open(filepath.Join(disk, "meta"))
 	if err != nil {
 		t.Fatal(err)
