@@ -12,9 +12,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/internal/fault"
 )
@@ -316,14 +319,42 @@ func replyError(res *http.Response) error {
 	return e.Err()
 }
 
-// dial connects to the daemon's socket.
+// dial connects to the daemon's socket, and makes sure that it is our daemon's:
+// requests carry passwords.
 func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.socket)
+	nc, err := d.DialContext(ctx, "unix", c.socket)
 	if err != nil {
 		return nil, err
 	}
-	return conn.(*net.UnixConn), nil
+	conn := nc.(*net.UnixConn)
+	if err := checkServer(conn); err != nil {
+		conn.Close()
+		return nil, fault.WithHint(fault.New(fault.Denied, "daemon at %s: %w", c.socket, err),
+			"remove it, or set XDG_RUNTIME_DIR to a directory of your own")
+	}
+	return conn, nil
+}
+
+// checkServer returns nil if who listens at the other end is this user or root.
+// The socket may lie in a directory whose name somebody else took first.
+func checkServer(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err == nil {
+		err = credErr
+	}
+	if err == nil && int(cred.Uid) != os.Geteuid() && cred.Uid != 0 {
+		err = fmt.Errorf("its process %d is another user's (uid %d)", cred.Pid, cred.Uid)
+	}
+	return err
 }
 
 // gone turns an error of the connection into one that says what it means:
@@ -331,6 +362,10 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 func gone(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("daemon: %w", ctx.Err())
+	}
+	var refused *fault.Error // dial's own
+	if errors.As(err, &refused) {
+		return refused
 	}
 	for _, e := range []error{syscall.ECONNREFUSED, fs.ErrNotExist, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
 		if errors.Is(err, e) {
