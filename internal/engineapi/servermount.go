@@ -190,7 +190,11 @@ func (x *exchange) do(ctx context.Context, ready MountReady) (MountReply, *os.Fi
 	select {
 	case rep, ok = <-x.replies:
 	case <-ctx.Done(): // the client has gone, or the daemon is leaving
-		return MountReply{}, nil, ctx.Err()
+		select {
+		case rep, ok = <-x.replies: // it had answered before it went
+		default:
+			return MountReply{}, nil, ctx.Err()
+		}
 	}
 	switch {
 	case !ok:
