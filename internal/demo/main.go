@@ -20,6 +20,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -27,6 +28,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/imgtest"
 )
 
@@ -34,8 +36,10 @@ func main() {
 	imgfs := flag.String("imgfs", "bin/imgfs", "the imgfs binary")
 	image := flag.String("image", "", "image to show; empty makes one")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	// In a pipe whose reader leaves, too, nothing may stay mounted.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if err := run(ctx, *imgfs, *image); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		stop()
@@ -122,7 +126,7 @@ func (s *session) show(ctx context.Context, image string) error {
 
 // step runs imgfs as the user would type it, shows it and returns its time.
 func (s *session) step(ctx context.Context, args ...string) (time.Duration, error) {
-	fmt.Printf("\n$ imgfs %s\n", strings.Join(args, " "))
+	fmt.Printf("\n$ imgfs %s\n", line(args))
 	cmd := exec.CommandContext(ctx, s.imgfs, append([]string{"--root", filepath.Join(s.dir, "store")}, args...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	start := time.Now()
@@ -142,13 +146,22 @@ func (s *session) quiet(args ...string) error {
 }
 
 func show(ctx context.Context, args ...string) error {
-	fmt.Printf("\n$ %s\n", strings.Join(args, " "))
+	fmt.Printf("\n$ %s\n", line(args))
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s: %w", args[0], err)
 	}
 	return nil
+}
+
+// line is a command as a shell takes it.
+func line(args []string) string {
+	words := make([]string, len(args))
+	for i, a := range args {
+		words[i] = fault.Word(a)
+	}
+	return strings.Join(words, " ")
 }
 
 func say(text string) { fmt.Printf("\n# %s\n", text) }
