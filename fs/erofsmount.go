@@ -20,7 +20,7 @@ const erofsType = "erofs"
 // It uses fsopen(2) and its kin, as mount(2) takes its options in one page,
 // which ends at about 40 devices. The mount's source is the index's path.
 func MountErofs(target, index string, devices []string, o MountFlags) error {
-	dir, err := openTarget(target, o.NonEmpty)
+	dir, err := openTarget(target, o)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,9 @@ type MountFlags struct {
 	Suid     bool // honour set-uid, set-gid and file capabilities; root only
 	Dev      bool // honour device nodes; root only
 	NonEmpty bool // allow a directory that is not empty, whose content is hidden
+	// Checked: target is what CheckTarget returned, perhaps long ago. It is
+	// refused if a symlink has come into it, which would lead elsewhere.
+	Checked bool
 }
 
 func (o MountFlags) bits() uintptr {
@@ -43,7 +46,7 @@ const fuseDevice = "/dev/fuse"
 // namespace of its own) it does so itself, for all users, permissions checked
 // by the kernel; otherwise by fusermount3, for the calling user alone.
 func Mount(target, source string, o MountFlags) (fd int, err error) {
-	dir, err := openTarget(target, o.NonEmpty)
+	dir, err := openTarget(target, o)
 	if err != nil {
 		return -1, err
 	}
@@ -69,7 +72,7 @@ func Mount(target, source string, o MountFlags) (fd int, err error) {
 // CheckTarget returns dir, absolute and free of symlinks, if Mount would take
 // it, or why not. It is for those who have much to do before they mount.
 func CheckTarget(dir string, nonEmpty bool) (string, error) {
-	m, err := openTarget(dir, nonEmpty)
+	m, err := openTarget(dir, MountFlags{NonEmpty: nonEmpty})
 	if err != nil {
 		return "", err
 	}
@@ -85,7 +88,7 @@ type mountpoint struct {
 // proc is a path to the directory that no rename can change.
 func (m *mountpoint) proc() string { return fmt.Sprintf("/proc/self/fd/%d", m.Fd()) }
 
-func openTarget(target string, nonEmpty bool) (*mountpoint, error) {
+func openTarget(target string, o MountFlags) (*mountpoint, error) {
 	if target == "" {
 		return nil, fault.New(fault.Invalid, "empty directory name")
 	}
@@ -98,7 +101,7 @@ func openTarget(target string, nonEmpty bool) (*mountpoint, error) {
 	case errors.Is(err, unix.ENOENT):
 		return nil, fault.WithHint(fault.New(fault.NotFound, "%s: no such directory", target), "mkdir -p %s", fault.Word(path))
 	case errors.Is(err, unix.ENOTDIR):
-		return nil, fault.New(fault.Invalid, "%s: not a directory", target)
+		return nil, fault.WithHint(fault.New(fault.Invalid, "%s: not a directory", target), "an image is mounted on an empty directory")
 	case errors.Is(err, unix.ENOTCONN):
 		return nil, deadMount(target, path)
 	case errors.Is(err, unix.EACCES):
@@ -111,7 +114,11 @@ func openTarget(target string, nonEmpty bool) (*mountpoint, error) {
 		f.Close()
 		return nil, fault.WithHint(fmt.Errorf("mountpoint: %w", err), "mount -t proc proc /proc")
 	}
-	if err := m.check(target, nonEmpty); err != nil {
+	if o.Checked && m.path != target {
+		f.Close()
+		return nil, fault.New(fault.Conflict, "%s: has been replaced and is %s now", target, m.path)
+	}
+	if err := m.check(target, o.NonEmpty); err != nil {
 		f.Close()
 		return nil, err
 	}

@@ -134,6 +134,14 @@ func TestMountErrors(t *testing.T) {
 	if err := mount(dir, MountFlags{NonEmpty: true}); err != nil {
 		t.Error(err)
 	}
+	// Replaced by a symlink since it was checked, itself or above.
+	elsewhere, link := t.TempDir(), filepath.Join(dir, "link")
+	if err := errors.Join(os.Mkdir(filepath.Join(elsewhere, "sub"), 0o755), os.Symlink(elsewhere, link)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{link, filepath.Join(link, "sub")} {
+		kindIs(t, mount(path, MountFlags{NonEmpty: true, Checked: true}), fault.Conflict, path+": has been replaced and is "+elsewhere)
+	}
 	target, _ := serve(t, p, MountFlags{})
 	kindIs(t, mount(target, MountFlags{}), fault.Conflict, "has mounted test:image here already", "imgfs umount")
 	kindIs(t, Unmount(dir, false), fault.NotFound, "not a mountpoint")

@@ -171,7 +171,7 @@ func mount(ctx context.Context, client *engineapi.Client, req engineapi.MountReq
 		if err := ctx.Err(); err != nil {
 			return -1, engineapi.MountReply{}, err
 		}
-		flags := fs.MountFlags{Suid: req.Suid, Dev: req.Dev, NonEmpty: true} // CheckTarget has looked
+		flags := fs.MountFlags{Suid: req.Suid, Dev: req.Dev, NonEmpty: true, Checked: true} // CheckTarget has looked
 		if req.Driver == "erofs" {
 			if err := fs.MountErofs(req.Target, r.Index, r.Devices, flags); err != nil {
 				return -1, engineapi.MountReply{}, err

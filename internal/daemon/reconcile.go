@@ -114,7 +114,7 @@ func (e *engine) restoreAt(ctx context.Context, r record) error {
 
 // remount mounts from within the daemon what a CLI had mounted.
 func (e *engine) remount(ctx context.Context, r record, t *tree) error {
-	fd, err := fs.Mount(r.Target, r.Source, fs.MountFlags{Suid: r.Suid, Dev: r.Dev, NonEmpty: true})
+	fd, err := fs.Mount(r.Target, r.Source, fs.MountFlags{Suid: r.Suid, Dev: r.Dev, NonEmpty: true, Checked: true})
 	if err != nil {
 		return err
 	}
