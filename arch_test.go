@@ -38,7 +38,7 @@ var imports = map[string][]string{
 	"cmd/imgfs": {"internal/id", "internal/fault", "internal/engineapi", "internal/daemon", "fs"},
 	// Not part of the binary.
 	"internal/imgtest": {"internal/id", "internal/erofs", "internal/layertar"},
-	"internal/demo":    {"internal/imgtest"},
+	"internal/demo":    {"internal/fault", "internal/imgtest"},
 	"internal/bench":   {"internal/imgtest"},
 }
 
