@@ -227,7 +227,7 @@ func cmdImage(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // fault KIND [KEY=VALUE...] makes the registry's answers of a kind fail:
-// times, status, short, body, flip=1, stall=1.
+// skip, times, status, short, body, flip=1, stall=1.
 func cmdFault(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) == 0 {
 		ts.Fatalf("usage: fault KIND [KEY=VALUE...]")
@@ -239,6 +239,8 @@ func cmdFault(ts *testscript.TestScript, _ bool, args []string) {
 		switch k {
 		case "times":
 			f.Times = n
+		case "skip":
+			f.Skip = n
 		case "status":
 			f.Status = n
 		case "short":

@@ -113,7 +113,7 @@ func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report f
 	m, err := e.makeMount(ctx, req, rec, report, exchange)
 	if err != nil {
 		e.unreserve(at, id)
-		return engineapi.Mount{}, err
+		return engineapi.Mount{}, advise(err)
 	}
 	return m.wire(), nil
 }

@@ -34,7 +34,22 @@ func (e *engine) Pull(ctx context.Context, req engineapi.PullRequest, report fun
 	if err != nil {
 		return engineapi.PullResult{}, err
 	}
-	return e.pull(ctx, ref, req, report)
+	res, err := e.pull(ctx, ref, req, report)
+	return res, advise(err)
+}
+
+// advise gives a hint to an error of an image or its registry that has none.
+func advise(err error) error {
+	if fault.HintOf(err) != "" {
+		return err
+	}
+	switch fault.KindOf(err) {
+	case fault.Integrity:
+		return fault.WithHint(err, "try again, or by another mirror; if it stays so, the image itself is damaged or hostile")
+	case fault.Network:
+		return fault.WithHint(err, "try again later: the registry, or the way to it, is out of order")
+	}
+	return err
 }
 
 // pull brings an image in. Nothing of it is visible before all of it is there.

@@ -67,8 +67,11 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 	} else if err != nil && fault.KindOf(err) != fault.NotFound {
 		return image{}, err
 	}
-	if req.Pull == "never" || strings.HasPrefix(req.Image, "sha256:") {
-		return image{}, err
+	switch {
+	case req.Pull == "never":
+		return image{}, fault.WithHint(err, "pull it first: imgfs pull %s", fault.Word(req.Image))
+	case strings.HasPrefix(req.Image, "sha256:"):
+		return image{}, fault.WithHint(err, "an ID names what is here (see imgfs images); pull by a name")
 	}
 	if ref, err = fetch.ParseReference(req.Image); err != nil {
 		return image{}, err
