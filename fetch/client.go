@@ -32,7 +32,7 @@ type Options struct {
 	Backoff     time.Duration // wait before the first further try, doubled for each; 0 = 500 ms
 	MaxWait     time.Duration // longest Retry-After that is waited for; 0 = 2 min
 	DialTimeout time.Duration // 0 = 15 s
-	Timeout     time.Duration // until a response's header is there; 0 = 60 s
+	Timeout     time.Duration // until a response's header is there; 0 = 30 s
 	Stall       time.Duration // a body without a byte for so long is broken; 0 = 30 s
 
 	// Proxy chooses the proxy of a request; nil = from the environment.
@@ -54,7 +54,7 @@ func (o Options) withDefaults() Options {
 	setDuration(&o.Backoff, 500*time.Millisecond)
 	setDuration(&o.MaxWait, 2*time.Minute)
 	setDuration(&o.DialTimeout, 15*time.Second)
-	setDuration(&o.Timeout, time.Minute)
+	setDuration(&o.Timeout, 30*time.Second)
 	setDuration(&o.Stall, 30*time.Second)
 	if o.Proxy == nil {
 		o.Proxy = http.ProxyFromEnvironment

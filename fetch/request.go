@@ -78,7 +78,10 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if try >= max(0, e.c.opts.MaxRetry) {
+		// Who asks for something new should not wait minutes for a server
+		// that says nothing.
+		silent := !r.patient && isTimeout(err) && try > 0
+		if silent || try >= max(0, e.c.opts.MaxRetry) {
 			return nil, err
 		}
 		e.c.opts.Logger.Debug("request again", "host", e.host, "what", r.what, "err", plainError(err))

@@ -202,6 +202,9 @@ func TestTransientFailures(t *testing.T) {
 	for _, kind := range []imgtest.Kind{imgtest.KindManifest, imgtest.KindBlob} {
 		for _, f := range []imgtest.Fault{{Empty: true}, {Short: 5}, {Short: 5, Reset: true}, {Short: 5, Stall: true}, {Delay: time.Hour}} {
 			f.On, f.Times = kind, 2
+			if f.Delay > 0 {
+				f.Times = 1 // see TestSilentRegistry
+			}
 			reg.Inject(f)
 			mustResolve(t, New(o), reg.Host+"/x:1")
 		}
@@ -214,6 +217,21 @@ func TestTransientFailures(t *testing.T) {
 		t.Error("retried though told not to")
 	}
 	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1})
+}
+
+// A registry that takes the question and says nothing is asked twice, not for
+// minutes.
+func TestSilentRegistry(t *testing.T) {
+	t.Parallel()
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	makeImage(t, reg, "x", "1", "", noise(10))
+	reg.Forget()
+	reg.Inject(imgtest.Fault{On: imgtest.KindManifest, Delay: time.Hour, Times: 100})
+	o := options(t)
+	o.Timeout, o.MaxRetry = 100*time.Millisecond, 10
+	_, err := New(o).Resolve(t.Context(), mustParse(t, reg.Host+"/x:1"), Platform{})
+	wantFault(t, err, fault.Network, "timeout awaiting response headers", reg.Host)
+	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1, imgtest.KindManifest: 2})
 }
 
 // The text of an error is not waited for.
