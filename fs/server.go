@@ -157,7 +157,8 @@ func (s *Server) init(ctx context.Context) error {
 	if err := unix.SetNonblock(s.fd, true); err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, s.wake)()
+	stop := context.AfterFunc(ctx, s.wake)
+	defer stop()
 	w := newWorker()
 	n, err := s.next(w.in)
 	if errors.Is(err, errStopped) {
@@ -184,6 +185,9 @@ func (s *Server) init(ctx context.Context) error {
 	native.PutUint32(body[20:], 4096)
 	if _, err := unix.Write(s.fd, w.out[:n]); err != nil {
 		return fmt.Errorf("INIT: %w", err)
+	}
+	if !stop() { // wake has run or will: the server would end at once
+		return context.Cause(ctx)
 	}
 	return nil
 }

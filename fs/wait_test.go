@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -91,5 +92,28 @@ func TestReadAhead(t *testing.T) {
 	need(t, err == nil, "needs /sys")
 	if got := strings.TrimSpace(string(b)); got != "1024" {
 		t.Errorf("the kernel reads %s KiB ahead, want 1024", got)
+	}
+}
+
+// TestServeCancelled has the client of a mount go just when the kernel's INIT
+// is there: a server that will not last is an error, for its mount to be taken
+// away.
+func TestServeCancelled(t *testing.T) {
+	needRoot(t)
+	p := pack(t, makeTree(t, 1, 1), 1)
+	dir := t.TempDir()
+	fd, err := Mount(dir, "test:image", MountFlags{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer Unmount(dir, true)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	s, err := Serve(ctx, NewChain(p.img, p.data(), Options{}), fd, Options{})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err == nil {
+		s.Close()
 	}
 }
