@@ -15,7 +15,8 @@ type Spec struct {
 	Blob   id.Blob   // what the blob must hash to; "" if unknown (docker-archive)
 	Size   int64     // bytes of the blob; 0 or less if unknown
 	// Open starts the blob, from its first byte. Reads must end when ctx
-	// does. It is called at most once, on a goroutine of the store.
+	// does. It is called on a goroutine of the store, and once more if the
+	// blob was not the one promised.
 	Open func(ctx context.Context) (io.ReadCloser, error)
 }
 
