@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -63,7 +65,7 @@ var completionScripts = map[string]string{
 _imgfs() {
 	local cur=${COMP_WORDS[COMP_CWORD]} line words i
 	# A reference holds colons, at which bash splits words: work on the line.
-	words=(${COMP_LINE:0:COMP_POINT})
+	IFS=$' \t\n' read -ra words <<<"${COMP_LINE:0:COMP_POINT}"
 	[[ ${COMP_LINE:0:COMP_POINT} == *' ' ]] && words+=("")
 	local last=${words[${#words[@]}-1]}
 	local colon=""
@@ -71,12 +73,12 @@ _imgfs() {
 	COMPREPLY=()
 	while IFS= read -r line; do
 		case $line in
-		:dir) compopt -o filenames 2>/dev/null; COMPREPLY+=($(compgen -d -- "$cur")) ;;
-		:file) compopt -o filenames 2>/dev/null; COMPREPLY+=($(compgen -f -- "$cur")) ;;
-		*) line=${line%%$'\t'*}; COMPREPLY+=("${line#"$colon"}") ;;
+		:dir) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
+		:file) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+		*) line=${line%%$'\t'*}; printf -v line %q "${line#"$colon"}"; COMPREPLY+=("$line") ;;
 		esac
 	done < <("${words[0]}" __complete "${words[@]:1}" 2>/dev/null)
-	[[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace 2>/dev/null
+	[[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=:/] ]] && compopt -o nospace 2>/dev/null
 }
 complete -F _imgfs imgfs
 `,
@@ -185,20 +187,22 @@ func candidates(ctx context.Context, app *cli.App, before []string, current stri
 	}
 	ctx, cancel := context.WithTimeout(ctx, completionPatience)
 	defer cancel()
-	return arguments(ctx, p, root)
+	return arguments(ctx, p, root, current)
 }
 
 // arguments returns the candidates for the next argument of a command.
-func arguments(ctx context.Context, p *permuter, root string) []candidate {
+func arguments(ctx context.Context, p *permuter, root, current string) []candidate {
 	switch p.path[0].Name {
 	case "mount":
 		if len(p.positional) > 0 {
 			return []candidate{{wantDirs, ""}}
 		}
-		return images(ctx, root)
+		return append(images(ctx, root), sourceNames(current)...)
 	case "layout":
 		return []candidate{{wantDirs, ""}}
-	case "pull", "images", "inspect", "rmi":
+	case "pull":
+		return append(images(ctx, root), sourceNames(current)...)
+	case "images", "inspect", "rmi":
 		return images(ctx, root)
 	case "umount":
 		return mountPoints(ctx, root)
@@ -269,6 +273,36 @@ func images(ctx context.Context, root string) []candidate {
 		for _, t := range i.RepoTags {
 			all = append(all, candidate{t, i.ID.Short() + ", " + size(i.Size)})
 		}
+	}
+	return all
+}
+
+// sourceNames returns what current, which may begin with oci: and the like, can
+// become: a source's prefix, or behind one the names of files.
+func sourceNames(current string) []candidate {
+	var all []candidate
+	for _, s := range []candidate{{"oci:", "an OCI layout"}, {"oci-archive:", "an OCI layout in a tar"}, {"docker-archive:", "what docker save writes"}} {
+		path, ok := strings.CutPrefix(current, s.word)
+		if !ok {
+			all = append(all, s)
+			continue
+		}
+		dir, _ := filepath.Split(path)
+		entries, err := os.ReadDir(cmp.Or(dir, "."))
+		if err != nil {
+			return nil
+		}
+		all = nil
+		for _, e := range entries {
+			name := s.word + dir + e.Name()
+			if st, err := os.Stat(dir + e.Name()); err == nil && st.IsDir() {
+				name += "/"
+			} else if s.word == "oci:" {
+				continue
+			}
+			all = append(all, candidate{name, ""})
+		}
+		return all
 	}
 	return all
 }

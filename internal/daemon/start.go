@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -84,6 +85,7 @@ func spawn(ctx context.Context, p Paths) error {
 	cmd := exec.Command(ownPath(), "--root", p.Root, "daemon", "--spawned")
 	cmd.Args[0] = "imgfs"
 	cmd.Dir = "/"
+	cmd.Env = sharedEnv(os.Environ())
 	cmd.ExtraFiles = []*os.File{w} // readyFD
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -145,4 +147,13 @@ func ownPath() string {
 		return link
 	}
 	return name
+}
+
+// sharedEnv leaves out of a client's environment what speaks for that client
+// alone: each sends its own along with what it asks for.
+func sharedEnv(env []string) []string {
+	return slices.DeleteFunc(env, func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return name == "DOCKER_CONFIG" || name == "REGISTRY_AUTH_FILE" || name == "IMGFS_AUTHFILE" || name == "IMGFS_CERTS_DIR"
+	})
 }
