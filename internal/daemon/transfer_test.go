@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/imgtest"
@@ -195,4 +196,56 @@ func (r *running) request(t testing.TB, req *http.Request) (status int, body str
 		t.Fatal(err)
 	}
 	return resp.StatusCode, string(b)
+}
+
+// TestForms pulls and mounts the same tree in every form that layers and
+// manifests have.
+func TestForms(t *testing.T) {
+	needFUSE(t)
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	p := newStore(t)
+	c := spawned(t, p)
+	ctx := testContext(t)
+	layers := imgtest.Tree(1, 300, 3)
+	want := ""
+	for _, compression := range []string{"none", "gzip", "gzip-members", "zstd", "zstd-frames"} {
+		for _, docker := range []bool{false, true} {
+			img, err := imgtest.NewImage(imgtest.ImageSpec{Layers: layers, Compression: compression, Docker: docker})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := img.Push(ctx, reg.Host, "forms/x", compression); err != nil {
+				t.Fatal(err)
+			}
+			ref := reg.Host + "/forms/x@" + img.Manifest.Digest
+			dir := mountDir(t)
+			m, err := mountAs(ctx, c, ref, dir)
+			if err != nil {
+				t.Errorf("%s, docker's %v: %v", compression, docker, err)
+				continue
+			}
+			got := listDir(t, dir)
+			if want == "" {
+				want = got
+			}
+			if got != want || strings.Count(got, "\n") < 300 {
+				t.Errorf("%s, docker's %v: another tree of %d entries", compression, docker, strings.Count(got, "\n"))
+			}
+			if err := fs.Unmount(dir, false); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.WaitGone(ctx, m.ID); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Remove(ctx, ref, true); err != nil { // or the next would find the layers
+				t.Fatal(err)
+			}
+			if _, err := c.GC(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if left, err := os.ReadDir(filepath.Join(p.Root, "layers")); err != nil || len(left) > 0 {
+				t.Fatalf("layers left: %v %v", left, err)
+			}
+		}
+	}
 }
