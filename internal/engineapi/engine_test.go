@@ -20,11 +20,12 @@ import (
 
 // engine answers with what a test has put into it.
 type engine struct {
-	images []ImageSummary
-	err    error // of Inspect, Remove, GC
-	pull   func(PullRequest, func(Progress)) (PullResult, error)
-	mount  func(context.Context, MountRequest, func(Progress), Exchange) (Mount, error)
-	gone   chan struct{}
+	images  []ImageSummary
+	inspect *ImageInspect // of every name that an image has; nil: next to nothing
+	err     error         // of Inspect, Remove, GC
+	pull    func(PullRequest, func(Progress)) (PullResult, error)
+	mount   func(context.Context, MountRequest, func(Progress), Exchange) (Mount, error)
+	gone    chan struct{}
 }
 
 func (e *engine) Images(context.Context) ([]ImageSummary, error) { return e.images, nil }
@@ -32,6 +33,9 @@ func (e *engine) Images(context.Context) ([]ImageSummary, error) { return e.imag
 func (e *engine) Inspect(_ context.Context, name string) (ImageInspect, error) {
 	for _, i := range e.images {
 		for _, t := range i.RepoTags {
+			if t == name && e.inspect != nil {
+				return *e.inspect, nil
+			}
 			if t == name {
 				return ImageInspect{ID: i.ID, RepoTags: i.RepoTags, Config: json.RawMessage("{}")}, nil
 			}

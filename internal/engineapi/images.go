@@ -28,7 +28,7 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return reply(w, list)
+	return reply(w, asListed(r, list))
 }
 
 // createImage pulls. An error before the first line is a reply of its own.

@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -161,7 +162,7 @@ func (s *server) route(w http.ResponseWriter, r *http.Request, path string) erro
 		if err != nil {
 			return err
 		}
-		return reply(w, img)
+		return reply(w, asInspected(r, img))
 	}
 	if name, ok := between(path, "/images/", ""); ok && r.Method == http.MethodDelete {
 		items, err := s.engine.Remove(r.Context(), name, boolParam(r, "force"))
@@ -238,12 +239,14 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // reply writes v as JSON.
 func reply(w http.ResponseWriter, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // as docker: <none> stays readable
+	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("reply: %w", err)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Write(append(b, '\n')) // a client that has gone reads nothing
+	w.Write(b.Bytes()) // a client that has gone reads nothing
 	return nil
 }
 

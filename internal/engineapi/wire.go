@@ -180,6 +180,7 @@ type ImageSummary struct {
 	RepoDigests []string          `json:"RepoDigests"`
 	Created     int64             `json:"Created"`
 	Size        int64             `json:"Size"`
+	VirtualSize *int64            `json:"VirtualSize,omitempty"` // the same, below API 1.44
 	SharedSize  int64             `json:"SharedSize"`
 	Containers  int64             `json:"Containers"`
 	Labels      map[string]string `json:"Labels"`
@@ -200,6 +201,7 @@ type ImageInspect struct {
 	Variant       string          `json:"Variant,omitempty"`
 	Os            string          `json:"Os"`
 	Size          int64           `json:"Size"`
+	VirtualSize   *int64          `json:"VirtualSize,omitempty"` // the same, below API 1.44
 	GraphDriver   GraphDriver     `json:"GraphDriver"`
 	RootFS        RootFS          `json:"RootFS"`
 	Metadata      ImageMetadata   `json:"Metadata"`
