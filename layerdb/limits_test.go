@@ -106,7 +106,7 @@ func TestLimits(t *testing.T) {
 		kind  fault.Kind
 	}{
 		{"uncompressed size", func(o *Options) { o.MaxStream = 1 << 20 }, zeroFile("z", 8<<20),
-			"larger than 1048576 bytes when uncompressed", fault.Invalid},
+			"larger than 1048576 bytes when uncompressed", fault.Integrity},
 		{"entries", func(o *Options) { o.Limits = layertar.Limits{Entries: 10} }, func(w *tar.Writer) error {
 			for i := range 11 {
 				if err := w.WriteHeader(&tar.Header{Name: fmt.Sprint(i), Mode: 0o644}); err != nil {

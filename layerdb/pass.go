@@ -93,7 +93,7 @@ func (s *Store) run(ctx context.Context, spec Spec, f *flight, sink func([]byte)
 			sum.Write(b)
 			size += int64(len(b))
 			if size > s.opts.MaxStream {
-				sinkErr = fault.New(fault.Invalid, "is larger than %d bytes when uncompressed, which is the limit", s.opts.MaxStream)
+				sinkErr = fault.New(fault.Integrity, "is larger than %d bytes when uncompressed, which is the limit", s.opts.MaxStream)
 			} else {
 				sinkErr = sink(b)
 			}
