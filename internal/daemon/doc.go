@@ -6,9 +6,9 @@
 //   - A store is a state directory. At most one daemon runs per store: the
 //     one that holds flock on STORE/lock. It alone touches Badger, and it
 //     alone unlinks a stale socket.
-//   - The runtime directory, mode 0700, holds the socket and, beside it, the
-//     start lock SOCKET.start, held by whoever is starting a daemon until
-//     that one is ready. Others wait on it and find the daemon there.
+//   - The runtime directory, mode 0700, holds the socket.
+//   - The start lock, STORE/start.lock, is held by whoever is starting a daemon
+//     until that one is ready. Others wait on it and find the daemon there.
 //   - A record is what the store remembers of a live mount, a synced
 //     record in Badger. It is written after the tree is served and
 //     before the CLI is told so; it goes when the tree is unmounted. Records

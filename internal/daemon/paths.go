@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -179,7 +180,11 @@ func (p Paths) makeRuntime() error {
 // makeRoot creates the state directory and checks that others cannot write
 // to it.
 func (p Paths) makeRoot() error {
-	if err := os.MkdirAll(p.Root, 0o700); err != nil {
+	err := os.MkdirAll(p.Root, 0o700)
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return fault.WithHint(fault.New(fault.Denied, "store: %w", err), "--root or IMGFS_ROOT takes a directory of your own")
+	}
+	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
 	st, err := os.Stat(p.Root)
@@ -195,9 +200,7 @@ func (p Paths) makeRoot() error {
 	return nil
 }
 
-// lockFile and logFile are inside the state directory.
-func (p Paths) lockFile() string { return filepath.Join(p.Root, "lock") }
-func (p Paths) logFile() string  { return filepath.Join(p.Root, "daemon.log") }
-
-// startLock is beside the socket.
-func (p Paths) startLock() string { return p.Socket + ".start" }
+// Files of the state directory.
+func (p Paths) lockFile() string  { return filepath.Join(p.Root, "lock") }
+func (p Paths) startLock() string { return filepath.Join(p.Root, "start.lock") }
+func (p Paths) logFile() string   { return filepath.Join(p.Root, "daemon.log") }

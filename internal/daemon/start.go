@@ -49,6 +49,9 @@ func Start(ctx context.Context, p Paths) error {
 	if err := p.makeRuntime(); err != nil {
 		return err
 	}
+	if err := p.makeRoot(); err != nil {
+		return err
+	}
 	// Held until the child is ready: who comes later waits here, and then
 	// finds it.
 	lock, err := waitLock(ctx, p.startLock())
