@@ -61,8 +61,8 @@ func gcCommand() *cli.Command {
 		Name:  "gc",
 		Usage: "delete layers that no image and no mount uses",
 		Description: `
-Such layers are left by pulls that failed half-way. Prints what was deleted
-and the disk space that came free.
+Such layers are left by pulls that failed half-way, and by rmi -f of an image
+that was mounted. Prints what was deleted and the disk space that came free.
 
 Example:
   imgfs gc
