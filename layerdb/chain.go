@@ -185,8 +185,7 @@ func (s *Store) fillChain(c *chain) error {
 		}
 		c.layers = append(c.layers, l)
 	}
-	path := s.chainIndex(c.id)
-	img, err := openIndex(path, chainLabel, c.diffs)
+	img, err := s.openChainIndex(c.diffs)
 	switch {
 	case err == nil:
 		c.img = img
@@ -200,7 +199,7 @@ func (s *Store) fillChain(c *chain) error {
 	if err := s.buildChain(c); err != nil {
 		return err
 	}
-	c.img, err = openIndex(path, chainLabel, c.diffs)
+	c.img, err = s.openChainIndex(c.diffs)
 	return err
 }
 
@@ -209,7 +208,7 @@ func (s *Store) buildChain(c *chain) error {
 	var parent *erofs.Image
 	from := 0
 	for n := len(c.diffs) - 1; n > 0 && parent == nil; n-- {
-		img, err := openIndex(s.chainIndex(id.Chain(c.diffs[:n])), chainLabel, c.diffs[:n])
+		img, err := s.openChainIndex(c.diffs[:n])
 		if err == nil {
 			parent, from = img, n
 			defer img.Close()
@@ -229,8 +228,12 @@ func (s *Store) buildChain(c *chain) error {
 		return err
 	}
 	defer forget()
-	if _, err := writeFile(filepath.Join(dir, "index"), func(w io.Writer) error { return s.opts.Merge(w, parent, top) }); err != nil {
+	index, err := writeFile(filepath.Join(dir, "index"), func(w io.Writer) error { return s.opts.Merge(w, parent, top) })
+	if err != nil {
 		return fmt.Errorf("merge: %w", err)
+	}
+	if _, err := writeJSON(filepath.Join(dir, chainRecord), index); err != nil {
+		return err
 	}
 	if err := syncDir(dir); err != nil {
 		return err

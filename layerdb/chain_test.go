@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
@@ -223,6 +224,23 @@ func TestDamagedFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// flip changes a bit in place: the file keeps its size and its inode.
+	flip := func(t *testing.T, path string, at int64) {
+		t.Helper()
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		var b [1]byte
+		if _, err := f.ReadAt(b[:], at); err != nil {
+			t.Fatal(err)
+		}
+		b[0] ^= 1
+		if _, err := f.WriteAt(b[:], at); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, tt := range []struct {
 		name    string
 		damage  func(t *testing.T, p *place, dir string)
@@ -245,6 +263,8 @@ func TestDamagedFiles(t *testing.T) {
 			}
 			write(t, filepath.Join(dir, "index"), b)
 		}, true, 0},
+		{"a bit of the index changed", func(t *testing.T, p *place, dir string) { flip(t, filepath.Join(dir, "index"), 1600) }, true, 0},
+		{"a bit of the data changed", func(t *testing.T, p *place, dir string) { flip(t, filepath.Join(dir, "data"), 600) }, true, 1},
 		{"index lost", func(t *testing.T, p *place, dir string) { os.Remove(filepath.Join(dir, "index")) }, true, 0},
 		{"data lost", func(t *testing.T, p *place, dir string) { os.Remove(filepath.Join(dir, "data")) }, true, 1},
 		{"data cut", func(t *testing.T, p *place, dir string) { os.Truncate(filepath.Join(dir, "data"), 512) }, true, 1},
@@ -314,6 +334,46 @@ func TestDamagedFiles(t *testing.T) {
 		write(t, p.chainIndex(id.Chain(d)), []byte(strings.Repeat("x", 4096)))
 		if got := p.read(d, "top"); got != "1" || len(p.merges) != 2 || len(p.Problems()) != 1 {
 			t.Errorf("top = %q after merges %q, problems %q", got, p.merges, p.Problems())
+		}
+	})
+
+	t.Run("a bit of a chain index changed", func(t *testing.T) {
+		t.Parallel()
+		p := newPlace(t)
+		d := p.putN(2)
+		p.read(d, "top")
+		flip(t, p.chainIndex(id.Chain(d)), 1600)
+		if got := p.read(d, "top"); got != "1" || len(p.merges) != 2 || len(p.Problems()) != 1 {
+			t.Errorf("top = %q after merges %q, problems %q", got, p.merges, p.Problems())
+		}
+	})
+
+	// A store that was copied without its times is read through once.
+	t.Run("only times changed", func(t *testing.T) {
+		t.Parallel()
+		p := newPlace(t)
+		d := p.putN(2)
+		p.read(d, "top")
+		files := []string{p.dataPath(d[0]), filepath.Join(p.layerDir(d[0]), "index"), p.chainIndex(id.Chain(d))}
+		var before []time.Time
+		for _, name := range files {
+			st, err := os.Stat(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before = append(before, st.ModTime())
+			if err := os.Chtimes(name, time.Time{}, time.Unix(1, 0)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.reopen()
+		if got := p.read(d, "top"); got != "1" || len(p.Problems()) != 0 || len(p.merges) != 1 {
+			t.Errorf("top = %q, problems %q, merges %q", got, p.Problems(), p.merges)
+		}
+		for i, name := range files {
+			if st, err := os.Stat(name); err != nil || !st.ModTime().Equal(before[i]) {
+				t.Errorf("%s: time %v, %v; want %v", name, st.ModTime(), err, before[i])
+			}
 		}
 	})
 

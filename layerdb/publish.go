@@ -1,9 +1,7 @@
 package layerdb
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -99,7 +97,7 @@ func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight
 		info.Blob, info.BlobSize, info.Compression = old.Blob, old.BlobSize, old.Compression
 	}
 	var sum layertar.Summary
-	info.IndexSize, err = writeFile(filepath.Join(dir, "index"), func(out io.Writer) error {
+	info.Index, err = writeFile(filepath.Join(dir, "index"), func(out io.Writer) error {
 		var err error
 		sum, err = w.x.Finish(out, spec.DiffID.Hex())
 		return err
@@ -113,17 +111,15 @@ func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight
 	if err := data.Sync(); err != nil {
 		return err
 	}
-	info.StreamSize, info.DataSize = sum.StreamSize, sum.DataSize
-	info.Content, info.Entries, info.Files = sum.Content, sum.Entries, sum.Files
-	info.Created = time.Now().UTC().Truncate(time.Second)
-	record, err := json.Marshal(info)
+	st, err := data.Stat()
 	if err != nil {
 		return err
 	}
-	if _, err := writeFile(filepath.Join(dir, "record"), func(out io.Writer) error {
-		_, err := out.Write(append(record, '\n'))
-		return err
-	}); err != nil {
+	info.StreamSize, info.DataSize, info.DataTime = sum.StreamSize, sum.DataSize, st.ModTime().UnixNano()
+	info.Content, info.Entries, info.Files = sum.Content, sum.Entries, sum.Files
+	info.Created = time.Now().UTC().Truncate(time.Second)
+	record, err := writeJSON(filepath.Join(dir, "record"), info)
+	if err != nil {
 		return err
 	}
 	if err := syncDir(dir); err != nil {
@@ -222,30 +218,6 @@ func (s *Store) buryLocked(path string) (func() int64, error) {
 		s.mu.Unlock()
 		return bytes
 	}, nil
-}
-
-// writeFile makes a file of what fill writes, synced, and returns its size.
-func writeFile(path string, fill func(io.Writer) error) (int64, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	w := bufio.NewWriterSize(f, 256<<10)
-	if err := fill(w); err != nil {
-		return 0, err
-	}
-	if err := w.Flush(); err != nil {
-		return 0, err
-	}
-	if err := f.Sync(); err != nil {
-		return 0, err
-	}
-	st, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return st.Size(), f.Close()
 }
 
 func syncDir(dir string) error {

@@ -64,14 +64,15 @@ type LayerInfo struct {
 	Compression string    `json:"compression"`    // of that blob: gzip, zstd or none
 	StreamSize  int64     `json:"streamSize"`     // bytes of the tar stream
 	DataSize    int64     `json:"dataSize"`       // bytes of data: stream, padding and annex
-	IndexSize   int64     `json:"indexSize"`      // bytes of index
-	Content     int64     `json:"content"`        // bytes of regular files, which docker calls the layer's size
-	Entries     int       `json:"entries"`        // tar entries
-	Files       int       `json:"files"`          // regular files
-	Created     time.Time `json:"created"`        // when the pass ended
-	Owners      int       `json:"-"`              // how many owners hold it now
-	Disk        int64     `json:"-"`              // bytes allocated on disk; filled by Layers only
-	Damage      string    `json:"-"`              // why the layer counts as absent, or ""
+	DataTime    int64     `json:"dataTime"`       // of data's last change, in nanoseconds since 1970
+	Index       written   `json:"index"`
+	Content     int64     `json:"content"` // bytes of regular files, which docker calls the layer's size
+	Entries     int       `json:"entries"` // tar entries
+	Files       int       `json:"files"`   // regular files
+	Created     time.Time `json:"created"` // when the pass ended
+	Owners      int       `json:"-"`       // how many owners hold it now
+	Disk        int64     `json:"-"`       // bytes allocated on disk; filled by Layers only
+	Damage      string    `json:"-"`       // why the layer counts as absent, or ""
 }
 
 // Store is a directory of layers and chains. Its methods may be called by
@@ -272,8 +273,9 @@ func (s *Store) Has(d id.DiffID) bool { return s.check(d) == nil }
 var errAbsent = errors.New("layer does not exist")
 
 // check returns nil if the layer is there and whole. The files are looked at
-// once per process: that they exist, have the sizes recorded, and that the
-// index opens. A damaged layer counts as absent from then on.
+// once per process: that they exist, have the sizes and times recorded or,
+// failing that, the content, and that the index opens. A damaged layer counts
+// as absent from then on.
 func (s *Store) check(d id.DiffID) error {
 	s.mu.Lock()
 	l := s.layers[d]
@@ -304,20 +306,15 @@ func (s *Store) check(d id.DiffID) error {
 
 // inspect looks whether a layer's files are what its record says.
 func (s *Store) inspect(i LayerInfo) error {
-	dir := s.layerDir(i.DiffID)
-	for _, f := range []struct {
-		name string
-		size int64
-	}{{"data", i.DataSize}, {"index", i.IndexSize}} {
-		st, err := os.Lstat(filepath.Join(dir, f.name))
-		switch {
-		case err != nil:
-			return err
-		case !st.Mode().IsRegular() || st.Size() != f.size:
-			return fmt.Errorf("%s is %d bytes long, not %d", f.name, st.Size(), f.size)
-		}
+	data := written{Size: i.DataSize, Time: i.DataTime}
+	if err := data.unchanged(s.dataPath(i.DiffID), func(f *os.File) error { return s.proveData(&i, f) }); err != nil {
+		return err
 	}
-	img, err := openIndex(filepath.Join(dir, "index"), layerLabel, []id.DiffID{i.DiffID})
+	index := filepath.Join(s.layerDir(i.DiffID), "index")
+	if err := i.Index.unchanged(index, i.Index.proveSum); err != nil {
+		return err
+	}
+	img, err := openIndex(index, layerLabel, []id.DiffID{i.DiffID})
 	if err != nil {
 		return err
 	}

@@ -71,6 +71,15 @@ func TestMissingLayer(t *testing.T) {
 		{"data gone", func(layer string) error { return os.Remove(filepath.Join(layer, "data")) }, 2},
 		{"index gone", func(layer string) error { return os.Remove(filepath.Join(layer, "index")) }, 1},
 		{"data cut", func(layer string) error { return os.Truncate(filepath.Join(layer, "data"), 512) }, 2},
+		{"a byte of the data changed", func(layer string) error {
+			f, err := os.OpenFile(filepath.Join(layer, "data"), os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			_, err = f.WriteAt([]byte{1}, 600)
+			return err
+		}, 2},
 		{"index cut", func(layer string) error { return os.Truncate(filepath.Join(layer, "index"), 512) }, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
