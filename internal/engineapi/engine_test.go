@@ -271,6 +271,7 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	// Docker's form in a stream that has started.
+	e.pull = pullOf(fault.WithHint(fault.New(fault.Canceled, "layer: %w", errors.New("cause")), "try this"), 1)
 	_, body := get(t, c, "POST", "/images/create?fromImage=x&tag=y")
 	if want := `{"errorDetail":{"message":"layer: cause","kind":"canceled","hint":"try this"},"error":"layer: cause"}` + "\r\n"; !strings.HasSuffix(body, want) {
 		t.Errorf("stream: got %q, want %q at its end", body, want)
