@@ -81,18 +81,18 @@ func loadHosts(dirs []string, domain string) ([]hostConfig, error) {
 	}
 	file := filepath.Join(dir, "hosts.toml")
 	raw, err := readLimited(file, maxHostsFile)
-	if err == nil {
-		var hosts []hostConfig
-		if hosts, err = parseHosts(raw, dir, domain); err == nil {
-			return hosts, nil
+	var hosts []hostConfig
+	switch {
+	case err == nil:
+		if hosts, err = parseHosts(raw, dir, domain); err != nil {
+			err = fmt.Errorf("%s: %w", file, err)
 		}
-		err = fmt.Errorf("%s: %w", file, err)
+	case errors.Is(err, fs.ErrNotExist):
+		hosts = []hostConfig{upstream(domain)}
+		err = loadDockerCerts(dir, &hosts[0])
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		up := upstream(domain)
-		if err = loadDockerCerts(dir, &up); err == nil {
-			return []hostConfig{up}, nil
-		}
+	if err == nil {
+		return hosts, nil
 	}
 	return nil, fault.WithHint(fault.New(fault.Invalid, "registry configuration: %w", err), "see containerd's docs/hosts.md for the format")
 }

@@ -160,3 +160,15 @@ func FuzzHostsToml(f *testing.F) {
 		}
 	})
 }
+
+// A file that hosts.toml names and that is not there is no hosts.toml that is
+// not there: the mirrors would be passed over without a word.
+func TestHostsNameMissingFiles(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"ca = \"gone.crt\"\n", "client = \"gone.cert\"\n"} {
+		o := options(t)
+		o.CertsDirs = []string{hostsFile(t, "h", "[host.\"https://m\"]\n"+text)}
+		_, err := New(o).endpoints("h")
+		wantFault(t, err, fault.Invalid, "no such file", "docs/hosts.md")
+	}
+}
