@@ -105,13 +105,9 @@ func manifestRequest(method, repository, tag string) request {
 // manifest gets a manifest by tag or digest. want is the digest it must have,
 // "" = the one the server states, if it does.
 func (e *endpoint) manifest(ctx context.Context, repository, name string, want id.Blob) (*response, error) {
-	resp, err := e.do(ctx, manifestRequest(http.MethodGet, repository, name))
+	resp, body, err := e.get(ctx, manifestRequest(http.MethodGet, repository, name), "manifest", maxManifest)
 	if err != nil {
 		return nil, err
-	}
-	body, err := e.readAll(resp, maxManifest)
-	if err != nil {
-		return nil, fmt.Errorf("manifest: %w", err)
 	}
 	r := &response{body: body, contentType: resp.Header.Get("Content-Type"), digest: id.BlobOf(body)}
 	if want == "" {
@@ -121,6 +117,27 @@ func (e *endpoint) manifest(ctx context.Context, repository, name string, want i
 		return nil, fault.New(fault.Integrity, "manifest verification failed for digest %s: got %s", want, r.digest)
 	}
 	return r, nil
+}
+
+// get asks for what fits in memory, and again as long as a body breaks in the
+// middle; an answer that does not begin is do's to ask for. name is for errors.
+func (e *endpoint) get(ctx context.Context, r request, name string, limit int64) (*http.Response, []byte, error) {
+	for try := 0; ; try++ {
+		resp, err := e.do(ctx, r)
+		if err != nil {
+			return nil, nil, err
+		}
+		body, err := e.readAll(resp, limit)
+		if err == nil {
+			return resp, body, nil
+		}
+		if !brokenTransfer(err) || ctx.Err() != nil || try >= e.c.opts.MaxRetry {
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if err := e.c.backoff(ctx, try); err != nil {
+			return nil, nil, err
+		}
+	}
 }
 
 // readAll reads and closes the body of an answer that fits in memory.
@@ -140,26 +157,11 @@ func (e *endpoint) readAll(resp *http.Response, limit int64) ([]byte, error) {
 // byDigest gets a manifest by its digest from whoever has it.
 func (c *Client) byDigest(ctx context.Context, ref Reference, d id.Blob) (*response, error) {
 	var got *response
-	err := c.try(ref, canPull, func(e *endpoint) error {
-		return e.again(ctx, func() (err error) {
-			got, err = e.manifest(ctx, ref.path, string(d), d)
-			return err
-		})
+	err := c.try(ref, canPull, func(e *endpoint) (err error) {
+		got, err = e.manifest(ctx, ref.path, string(d), d)
+		return err
 	})
 	return got, err
-}
-
-// again repeats f as long as its failure is a transfer broken in the middle.
-func (e *endpoint) again(ctx context.Context, f func() error) error {
-	for try := 0; ; try++ {
-		err := f()
-		if err == nil || statusOf(err) != 0 || !brokenTransfer(err) || ctx.Err() != nil || try >= e.c.opts.MaxRetry {
-			return err
-		}
-		if err := e.c.backoff(ctx, try); err != nil {
-			return err
-		}
-	}
 }
 
 func (c *Client) resolve(ctx context.Context, ref Reference, p Platform) (*Image, error) {
@@ -235,24 +237,12 @@ func (c *Client) config(ctx context.Context, ref Reference, d v1.Descriptor) ([]
 		return nil, fault.New(fault.Integrity, "image config: %w", err)
 	}
 	var conf []byte
-	err = c.try(ref, canPull, func(e *endpoint) error {
-		return e.again(ctx, func() error {
-			resp, err := e.do(ctx, request{method: http.MethodGet, repository: ref.path, what: "blobs/" + string(want)})
-			if err != nil {
-				return err
-			}
-			if conf, err = e.readAll(resp, maxConfig); err != nil {
-				return fmt.Errorf("image config: %w", err)
-			}
-			return checkConfig(conf, want)
-		})
+	err = c.try(ref, canPull, func(e *endpoint) (err error) {
+		_, conf, err = e.get(ctx, request{method: http.MethodGet, repository: ref.path, what: "blobs/" + string(want)}, "image config", maxConfig)
+		if err == nil && id.BlobOf(conf) != want {
+			err = fault.New(fault.Integrity, "image config verification failed for digest %s", want)
+		}
+		return err
 	})
 	return conf, err
-}
-
-func checkConfig(conf []byte, want id.Blob) error {
-	if id.BlobOf(conf) != want {
-		return fault.New(fault.Integrity, "image config verification failed for digest %s", want)
-	}
-	return nil
 }

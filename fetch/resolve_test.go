@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -453,5 +456,28 @@ func TestErrorsHideSecrets(t *testing.T) {
 		if err == nil || strings.Contains(err.Error()+fault.HintOf(err), "secret") {
 			t.Errorf("got %v", err)
 		}
+	}
+}
+
+// What is not there at first contact is asked once for a manifest named by
+// digest and for a config as well: only a body that breaks is worth more.
+func TestRefusedOnce(t *testing.T) {
+	t.Parallel()
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	layer := noise(10)
+	m := makeImage(t, reg, "x", "1", "", layer)
+	var refused atomic.Int32
+	o := options(t)
+	o.CertsDirs = []string{hostsFile(t, reg.Host, "[host.\"http://down.test\"]\ncapabilities = [\"pull\"]\n")}
+	o.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if addr != reg.Host {
+			refused.Add(1)
+			return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}
+	mustResolve(t, New(o), reg.Host+"/x@"+string(m.digest))
+	if n := refused.Load(); n != 2 {
+		t.Errorf("the mirror that is down was dialled %d times for a manifest and a config", n)
 	}
 }
