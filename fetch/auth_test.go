@@ -211,14 +211,18 @@ func TestTokenRenewedInTime(t *testing.T) {
 	}
 	read()
 	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindToken: 0, imgtest.KindBlob: 8})
-	a := c.upstreams[reg.Host][0].auth
-	a.mu.Lock()
-	g := a.grants["x"]
-	g.until = g.until.Add(-3600e9)
-	a.grants["x"] = g
-	a.mu.Unlock()
+	expire(c.upstreams[reg.Host][0].auth, "x")
 	read()
 	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindToken: 1, imgtest.KindBlob: 16})
+}
+
+// expire lets two thirds of a token's life pass.
+func expire(a *authorizer, repository string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.grants[repository]
+	g.until = g.until.Add(-3600e9)
+	a.grants[repository] = g
 }
 
 func TestAuthFiles(t *testing.T) {
@@ -406,4 +410,26 @@ func TestRealm(t *testing.T) {
 			t.Errorf("%s (insecure %v) -> %s: %v", c.host, c.insecure, c.realm, err)
 		}
 	}
+}
+
+// A token that is renewed in time is asked for by the scope of its own
+// repository, not of the one that was challenged last.
+func TestRenewedForItsRepository(t *testing.T) {
+	t.Parallel()
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{Auth: "token", ExpiresIn: 3600})
+	layer := noise(1000)
+	makeImage(t, reg, "x", "1", "", layer)
+	makeImage(t, reg, "y", "1", "", layer)
+	c := New(options(t))
+	img := mustResolve(t, c, reg.Host+"/x:1")
+	mustResolve(t, c, reg.Host+"/y:1")
+	reg.Forget()
+	expire(c.upstreams[reg.Host][0].auth, "x")
+	wantLayer(t, img, 0, layer)
+	for _, q := range reg.Requests() {
+		if scope := q.URL.Query().Get("scope"); q.Kind == imgtest.KindToken && scope != "repository:x:pull" {
+			t.Errorf("asked for %q", scope)
+		}
+	}
+	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindToken: 1, imgtest.KindBlob: 1})
 }

@@ -32,8 +32,8 @@ type authorizer struct {
 	busy chan struct{} // holds one element while somebody asks for a token
 
 	mu     sync.Mutex
-	known  challenge        // the last one seen; zero = none yet
-	grants map[string]grant // by repository
+	known  map[string]challenge // the last one seen, by repository
+	grants map[string]grant     // by repository
 }
 
 // grant is a header and until when it is used without asking.
@@ -48,7 +48,7 @@ const (
 
 func newAuthorizer(host string, insecure bool, client *http.Client, timeout time.Duration, lookup func(context.Context, string) (credentials, error)) *authorizer {
 	return &authorizer{host: host, insecure: insecure, lookup: lookup, client: client, timeout: timeout,
-		busy: make(chan struct{}, 1), grants: map[string]grant{}}
+		busy: make(chan struct{}, 1), known: map[string]challenge{}, grants: map[string]grant{}}
 }
 
 // header returns the header to send at once: "" if none is known. A token at
@@ -57,7 +57,7 @@ func newAuthorizer(host string, insecure bool, client *http.Client, timeout time
 func (a *authorizer) header(ctx context.Context, repository string) string {
 	a.mu.Lock()
 	g, ok := a.grants[repository]
-	ch := a.known
+	ch := a.known[repository]
 	a.mu.Unlock()
 	if !ok || g.until.IsZero() || time.Now().Before(g.until) {
 		return g.header
@@ -74,11 +74,11 @@ func (a *authorizer) refused(ctx context.Context, resp *http.Response, repositor
 	a.mu.Lock()
 	for _, c := range parseChallenges(resp.Header.Values("WWW-Authenticate")) {
 		if c.scheme == "bearer" && c.params["realm"] != "" || c.scheme == "basic" {
-			a.known = c
+			a.known[repository] = c
 			break
 		}
 	}
-	ch := a.known
+	ch := a.known[repository]
 	a.mu.Unlock()
 	if ch.scheme == "" {
 		return "", newStatusError(resp, a.timeout)
