@@ -389,3 +389,28 @@ func TestResumeAtNextEndpoint(t *testing.T) {
 		t.Errorf("the origin was asked %v", got)
 	}
 }
+
+// A manifest's URLs are its author's word: plain http is spoken to them where
+// it is to a registry, on loopback or with --insecure.
+func TestForeignPlain(t *testing.T) {
+	t.Parallel()
+	for _, insecure := range []bool{false, true} {
+		d := dialer{}
+		o := options(t)
+		o.Dial, o.Insecure, o.MaxRetry = d.dial, insecure, -1
+		c := New(o)
+		s, ok := c.foreign("http://cdn.test/layer")
+		if ok != insecure {
+			t.Errorf("insecure %t: http://cdn.test is a source: %t", insecure, ok)
+		}
+		if ok {
+			s.get(t.Context(), nil, false)
+		}
+		if got := d.refused(); len(got) > 0 != insecure {
+			t.Errorf("insecure %t: dialled %v", insecure, got)
+		}
+		if _, ok := c.foreign("http://127.0.0.1:1/layer"); !ok {
+			t.Errorf("insecure %t: loopback is no source", insecure)
+		}
+	}
+}

@@ -17,8 +17,9 @@
 //     not stand in the way.
 //   - Plain http is spoken to loopback addresses, to registries for which the
 //     user said --insecure, and where a hosts.toml says http:// in so many
-//     words. Private addresses are not special. Where TLS has answered once,
-//     a client never speaks plain, and no redirect leads from https to http.
+//     words; to the URLs of foreign layers on loopback or with --insecure.
+//     Private addresses are not special. Where TLS has answered once, a client
+//     never speaks plain, and no redirect leads from https to http.
 //   - Credentials go to the host they were looked up for, and to the token
 //     server it names; a redirect to another host carries neither
 //     Authorization nor cookies nor configured headers. Tokens live in memory

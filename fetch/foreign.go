@@ -6,12 +6,17 @@ import (
 	"net/url"
 )
 
-// foreign returns the source for a URL that a manifest names: any http(s)
-// server, without credentials. What it gives is verified like all else.
+// foreign returns the source for a URL that a manifest names: any https
+// server, or an http one where a registry might be, without credentials. What
+// it gives is verified like all else.
 func (c *Client) foreign(raw string) (source, bool) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-		c.opts.Logger.Warn("foreign layer: URL skipped, not plain http or https")
+		c.opts.Logger.Warn("foreign layer: URL skipped, neither http nor https, or with a user name")
+		return source{}, false
+	}
+	if u.Scheme == "http" && !c.opts.Insecure && !isLoopback(u.Host) {
+		c.opts.Logger.Warn("foreign layer: URL skipped, http without --insecure", "host", u.Host)
 		return source{}, false
 	}
 	return source{host: u.Host, get: func(ctx context.Context, header http.Header, _ bool) (*http.Response, error) {
