@@ -414,5 +414,6 @@ func (s *Server) Done() <-chan struct{} { return s.finished }
 // still exists answers ENOTCONN from then on, until it is unmounted.
 func (s *Server) Close() error {
 	s.wake()
+	s.end(errStopped) // the reader may be one of those who wait
 	return s.Wait()
 }

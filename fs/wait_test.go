@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -115,5 +116,56 @@ func TestServeCancelled(t *testing.T) {
 	}
 	if err == nil {
 		s.Close()
+	}
+}
+
+// stuckLookups is a file system whose lookups wait until it is given up.
+type stuckLookups struct {
+	fuse.RawFileSystem
+	started chan struct{}
+	gone    chan struct{}
+}
+
+func (s *stuckLookups) Lookup(_ <-chan struct{}, _ *fuse.InHeader, _ string, _ *fuse.EntryOut) fuse.Status {
+	s.started <- struct{}{}
+	<-s.gone
+	return fuse.EIO
+}
+
+func (s *stuckLookups) OnUnmount() { close(s.gone) }
+
+// TestCloseWhenAllWait has every worker wait, the reader included, who then
+// sees no sign to stop.
+func TestCloseWhenAllWait(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	send := func(op uint32, unique uint64, payload []byte) {
+		b := make([]byte, inHeaderSize, inHeaderSize+len(payload))
+		native.PutUint32(b, uint32(inHeaderSize+len(payload)))
+		native.PutUint32(b[4:], op)
+		native.PutUint64(b[8:], unique)
+		native.PutUint64(b[16:], fuseRoot)
+		if _, err := unix.Write(pair[0], append(b, payload...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hello := make([]byte, 64) // fuse_init_in
+	native.PutUint32(hello, 7)
+	native.PutUint32(hello[4:], 31)
+	send(opInit, 1, hello)
+	stuck := &stuckLookups{fuse.NewDefaultRawFileSystem(), make(chan struct{}), make(chan struct{})}
+	s, err := Serve(t.Context(), stuck, pair[1], Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxWorkers {
+		send(opLookup, uint64(i+2), []byte("x\x00"))
+		<-stuck.started
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
