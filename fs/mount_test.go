@@ -175,6 +175,10 @@ func TestUnmount(t *testing.T) {
 			link := filepath.Join(t.TempDir(), "link")
 			return errors.Join(os.Symlink(dir, link), Unmount(link, false))
 		}},
+		{"through symlinks, a slash behind", func(dir string) error {
+			first, second := filepath.Join(t.TempDir(), "first"), filepath.Join(t.TempDir(), "second")
+			return errors.Join(os.Symlink(dir+"/", first), os.Symlink(first, second), Unmount(second, false))
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir, s := serve(t, p, MountFlags{})

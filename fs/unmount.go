@@ -64,6 +64,8 @@ func Unmount(target string, lazy bool) error {
 	return nil
 }
 
+const maxLinks = 40 // symlinks on the way to a mountpoint, as the kernel follows
+
 // realParent resolves target without touching its last component, which may
 // be the root of a file system that does not answer.
 func realParent(target string) (string, error) {
@@ -74,14 +76,18 @@ func realParent(target string) (string, error) {
 	if at, err := MountAt(path); err == nil && at != nil {
 		return path, nil
 	}
-	// target may be a symlink to the mountpoint.
-	var st unix.Stat_t
-	if unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		if to, err := os.Readlink(path); err == nil {
-			if !filepath.IsAbs(to) {
-				to = filepath.Join(filepath.Dir(path), to)
-			}
-			path = to
+	// target may be a symlink to the mountpoint, or to another symlink.
+	for range maxLinks {
+		to, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(path), to)
+		}
+		path = filepath.Clean(to)
+		if at, err := MountAt(path); err == nil && at != nil {
+			return path, nil
 		}
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
