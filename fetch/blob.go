@@ -150,7 +150,7 @@ func (r *blobReader) connect() error {
 		s := r.sources[0]
 		body, err := r.ask(s)
 		if err == nil {
-			r.body = newStallReader(body, r.c.opts.Stall)
+			r.body = body
 			return nil
 		}
 		if r.ctx.Err() != nil {
@@ -198,12 +198,12 @@ func (r *blobReader) ask(s source) (io.ReadCloser, error) {
 			resp.Body.Close()
 			return r.whole(s)
 		}
-		return resp.Body, nil
+		return newStallReader(resp.Body, r.c.opts.Stall), nil
 	case resp.StatusCode == http.StatusOK:
 		if ranged && s.state != nil {
 			s.state.sawNoRange()
 		}
-		return r.skip(resp)
+		return r.rest(resp)
 	}
 	resp.Body.Close()
 	return nil, fmt.Errorf("%w: status %d", errMismatch, resp.StatusCode)
@@ -218,21 +218,30 @@ func (r *blobReader) whole(s source) (io.ReadCloser, error) {
 	return r.ask(s)
 }
 
-// skip checks a whole blob's length and drops what was given already.
-func (r *blobReader) skip(resp *http.Response) (io.ReadCloser, error) {
+// rest checks a whole blob's length and returns what was not given yet.
+func (r *blobReader) rest(resp *http.Response) (io.ReadCloser, error) {
 	if n := resp.ContentLength; n >= 0 && n != r.layer.Size {
 		resp.Body.Close()
 		return nil, fmt.Errorf("%w: it has %d bytes, the manifest says %d", errMismatch, n, r.layer.Size)
 	}
-	if r.off == 0 {
-		return resp.Body, nil
+	return &tailReader{newStallReader(resp.Body, r.c.opts.Stall), r.off}, nil
+}
+
+// tailReader drops the first bytes of a body. It does so within Read, so that
+// a body which breaks there is one that broke.
+type tailReader struct {
+	io.ReadCloser
+	skip int64 // bytes still to be dropped
+}
+
+func (t *tailReader) Read(p []byte) (int, error) {
+	if t.skip > 0 {
+		n, err := io.CopyN(io.Discard, t.ReadCloser, t.skip)
+		if t.skip -= n; err != nil {
+			return 0, err
+		}
 	}
-	body := newStallReader(resp.Body, r.c.opts.Stall)
-	if _, err := io.CopyN(io.Discard, body, r.off); err != nil {
-		body.Close()
-		return nil, fmt.Errorf("blob: %w", noEOF(err))
-	}
-	return body, nil
+	return t.ReadCloser.Read(p)
 }
 
 var contentRange = regexp.MustCompile(`^bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)$`)

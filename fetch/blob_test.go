@@ -52,6 +52,7 @@ func TestBlobResumes(t *testing.T) {
 		{"stall", []imgtest.Fault{{Short: 100_000, Stall: true, Times: 1}}, 2, 1},
 		{"range ignored", []imgtest.Fault{{Short: 100_000, Times: 1}, {IgnoreRange: true, Times: 1}}, 2, 1},
 		{"range ignored, and cut again", []imgtest.Fault{{Short: 100_000, Times: 1}, {IgnoreRange: true, Short: 200_000, Times: 1}}, 3, 1},
+		{"range ignored, and cut before the place", []imgtest.Fault{{Short: 100_000, Times: 1}, {IgnoreRange: true, Short: 50_000, Times: 2}}, 4, 1},
 		{"wrong start", []imgtest.Fault{{Short: 100_000, Times: 1}, {ContentRange: "bytes 5-299999/300000", Times: 1}}, 3, 1},
 		{"wrong total", []imgtest.Fault{{Short: 100_000, Times: 1}, {ContentRange: "bytes 100000-299999/300001", Times: 1}}, 3, 1},
 		{"no total", []imgtest.Fault{{Short: 100_000, Times: 1}, {ContentRange: "bytes 100000-299999/*", Times: 1}}, 2, 1},
