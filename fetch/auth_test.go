@@ -107,6 +107,9 @@ func TestTokenServerFails(t *testing.T) {
 				return
 			}
 			wantFault(t, err, c.kind, c.text, "")
+			if n := len(reg.Requests(imgtest.KindToken)); c.fault.Location != "" && n != 1 {
+				t.Errorf("asked %d times to be redirected", n)
+			}
 			if strings.Contains(err.Error(), "secret") {
 				t.Errorf("quotes the answer: %v", err)
 			}

@@ -107,7 +107,8 @@ func transient(err error) bool {
 	if errors.As(err, &f) || errors.Is(err, errMismatch) {
 		return false
 	}
-	return !errors.Is(err, context.Canceled) && !errors.Is(err, errDowngrade) && !errors.Is(err, errRedirects) && !unreachable(err)
+	return !errors.Is(err, context.Canceled) && !errors.Is(err, errDowngrade) && !errors.Is(err, errRedirects) &&
+		!errors.Is(err, errForward) && !unreachable(err)
 }
 
 // unreachable reports whether nobody who could answer is there: not worth
