@@ -29,9 +29,9 @@
 //     archives are read in place, at offsets; layouts beneath an os.Root.
 //
 // Everything that waits takes a context; nothing polls. One [Client] serves
-// one set of [Options] and is safe for concurrent use. Lock order: none of
-// the mutexes (Client.mu, host.mu, Image.mu) is held while taking another or
-// during I/O; a host's token exchange is serialised by a one-slot channel.
+// one set of [Options] and is safe for concurrent use. Locks are leaves: none
+// of the mutexes is held while another is taken or while the network is waited
+// for; a host's token exchange is serialised by a one-slot channel.
 //
 // Sources: OCI distribution-spec and image-spec; docker's reference grammar,
 // error texts and config.json; containers-auth.json(5); containerd's

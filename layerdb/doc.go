@@ -16,7 +16,7 @@
 // A pass ([Store.Ensure]) brings one layer in: download, sha256 of the blob,
 // inflate, sha256 of the stream, tar walk and write, pipelined over three
 // goroutines, in tmp/. An owner is whoever needs layers to stay: "image:<id>",
-// "mount:<id>", "pull:<id>" ([Store.Retain]).
+// "pull:<id>" ([Store.Retain]); a mount keeps its [Chain] open.
 //
 // Invariants:
 //   - A directory below layers/ or chains/ is complete, synced and was proven:

@@ -53,9 +53,6 @@ func New(socket string) *Client {
 	return c
 }
 
-// Socket returns the path of the daemon's socket.
-func (c *Client) Socket() string { return c.socket }
-
 // Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

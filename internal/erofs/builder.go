@@ -61,12 +61,6 @@ func NewBuilder(devices []Device, label string) *Builder {
 	return b
 }
 
-// SetDevice replaces device i: a layer's digest and size may be known last.
-func (b *Builder) SetDevice(i int, d Device) { b.devices[i] = d }
-
-// Len returns the number of inodes added.
-func (b *Builder) Len() int { return len(b.nodes) }
-
 // Add adds an inode, which Link then gives a name. The first one is the root
 // directory. What does not fit the format is ErrLimit. Add keeps nothing of in.
 func (b *Builder) Add(in *Inode) (Ref, error) {
