@@ -61,6 +61,9 @@ func NewBuilder(devices []Device, label string) *Builder {
 	return b
 }
 
+// SetDevice replaces device i: a layer's digest and size may be known last.
+func (b *Builder) SetDevice(i int, d Device) { b.devices[i] = d }
+
 // Add adds an inode, which Link then gives a name. The first one is the root
 // directory. What does not fit the format is ErrLimit. Add keeps nothing of in.
 func (b *Builder) Add(in *Inode) (Ref, error) {

@@ -117,7 +117,7 @@ func TestCanonical(t *testing.T) {
 	want := write(t, build(t, devices, "x", tree))
 	for seed := range uint64(5) {
 		random := rand.New(rand.NewPCG(seed, 1))
-		b := NewBuilder(devices, "x")
+		b := NewBuilder(make([]Device, len(devices)), "x")
 		refs := map[string]Ref{}
 		add := func(e entry) {
 			in := e.in
@@ -153,6 +153,9 @@ func TestCanonical(t *testing.T) {
 			if err := b.Link(refs[e.path[:max(i, 0)]], e.path[i+1:], refs[e.path]); err != nil {
 				t.Fatal(err)
 			}
+		}
+		for i, d := range devices {
+			b.SetDevice(i, d)
 		}
 		for range 2 { // writing twice is no different
 			if got := write(t, b); !bytes.Equal(got, want) {
