@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imgfs/imgfs/internal/imgtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -107,8 +108,7 @@ func TestWalkOfLargeDirectories(t *testing.T) {
 // the modes of the image allow.
 func TestOtherUsers(t *testing.T) {
 	needRoot(t)
-	_, err := exec.LookPath("setpriv")
-	need(t, err == nil, "needs setpriv")
+	imgtest.Program(t, "setpriv")
 	root := t.TempDir()
 	for _, f := range []struct {
 		name     string

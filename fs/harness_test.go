@@ -28,24 +28,11 @@ func TestMain(m *testing.M) {
 	os.Exit(imgtest.Main(m))
 }
 
-// need skips the test for a reason, or fails it where the machine is said to
-// have all that tests need.
-func need(t testing.TB, ok bool, why string) {
-	t.Helper()
-	if ok {
-		return
-	}
-	if os.Getenv("IMGFS_REQUIRE_FUSE") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
-
 func needRoot(t testing.TB) {
 	t.Helper()
-	need(t, os.Geteuid() == 0, "needs root")
+	imgtest.Need(t, os.Geteuid() == 0, "root")
 	_, err := os.Stat(fuseDevice)
-	need(t, err == nil, "needs /dev/fuse")
+	imgtest.Need(t, err == nil, fuseDevice)
 }
 
 // publicDir is a temporary directory that other users can reach.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/imgtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -276,7 +277,7 @@ func TestRootless(t *testing.T) {
 	}
 	t.Run("fusermount3", func(t *testing.T) {
 		_, err := findFusermount()
-		need(t, err == nil, "needs fusermount3")
+		imgtest.Need(t, err == nil, "fusermount3")
 		// Where udev does not run /dev/fuse is root's alone: in a mount
 		// namespace of its own the user gets one as udev makes it.
 		device := filepath.Join(publicDir(t), "fuse")
@@ -302,7 +303,7 @@ func TestRootless(t *testing.T) {
 func TestChroot(t *testing.T) {
 	needRoot(t)
 	busybox, err := exec.LookPath("busybox")
-	need(t, err == nil, "needs busybox-static")
+	imgtest.Need(t, err == nil, "busybox-static")
 	root := t.TempDir()
 	b, err := os.ReadFile(busybox)
 	if err != nil {
@@ -357,7 +358,7 @@ func TestMountErofs(t *testing.T) {
 			}
 			dir := t.TempDir()
 			if err := MountErofs(dir, p.index, paths, MountFlags{}); err != nil {
-				need(t, fault.KindOf(err) != fault.Unavailable, err.Error())
+				imgtest.Need(t, fault.KindOf(err) != fault.Unavailable, "EROFS of files: "+err.Error())
 				t.Fatal(err)
 			}
 			defer func() {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/imgfs/imgfs/internal/imgtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -90,7 +91,7 @@ func TestReadAhead(t *testing.T) {
 		t.Fatal(at, err)
 	}
 	b, err := os.ReadFile("/sys/class/bdi/" + at.Dev + "/read_ahead_kb")
-	need(t, err == nil, "needs /sys")
+	imgtest.Need(t, err == nil, "/sys")
 	if got := strings.TrimSpace(string(b)); got != "1024" {
 		t.Errorf("the kernel reads %s KiB ahead, want 1024", got)
 	}

@@ -40,14 +40,15 @@ func TestOracle(t *testing.T) {
 		{imgtest.DebianBig(), "overlay", true},
 	} {
 		t.Run(tt.spec.Name, func(t *testing.T) {
-			need(t, "umoci", "podman", "debootstrap")
+			imgtest.Need(t, os.Geteuid() == 0, "root")
+			for _, name := range []string{"umoci", "podman", "debootstrap"} {
+				imgtest.Program(t, name)
+			}
 			if tt.long && testing.Short() {
 				t.Skip("-short: the big image takes minutes")
 			}
 			layout, err := imgtest.Debian(t.Context(), imageCache, tt.spec)
-			if err != nil {
-				unavailable(t, err.Error())
-			}
+			imgtest.Need(t, err == nil, fmt.Sprintf("%s: %v", tt.spec.Name, err))
 			ours := indexTree(t, layout)
 			t.Run("umoci", func(t *testing.T) {
 				compareTrees(t, ours, hostTree(t, unpackUmoci(t, layout)), umociDiffers)
@@ -61,31 +62,6 @@ func TestOracle(t *testing.T) {
 			})
 		})
 	}
-}
-
-// need skips the test where it cannot run, or fails it where it has to.
-func need(t *testing.T, tools ...string) {
-	t.Helper()
-	var missing []string
-	if os.Geteuid() != 0 {
-		missing = append(missing, "root")
-	}
-	for _, name := range tools {
-		if _, err := exec.LookPath(name); err != nil {
-			missing = append(missing, name)
-		}
-	}
-	if len(missing) > 0 {
-		unavailable(t, "needs "+strings.Join(missing, ", "))
-	}
-}
-
-func unavailable(t *testing.T, reason string) {
-	t.Helper()
-	if os.Getenv("IMGFS_REQUIRE_FUSE") == "1" {
-		t.Fatal(reason)
-	}
-	t.Skip(reason)
 }
 
 // file is all that is compared of one name.

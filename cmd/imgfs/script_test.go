@@ -53,19 +53,9 @@ func TestScripts(t *testing.T) {
 
 // needRoot skips where real mounts cannot be made.
 func needRoot(t *testing.T) {
-	reason := ""
-	if os.Geteuid() != 0 {
-		reason = "not root"
-	} else if _, err := os.Stat("/dev/fuse"); err != nil {
-		reason = err.Error()
-	}
-	if reason == "" {
-		return
-	}
-	if os.Getenv("IMGFS_REQUIRE_FUSE") == "1" {
-		t.Fatal(reason)
-	}
-	t.Skip(reason)
+	t.Helper()
+	_, err := os.Stat("/dev/fuse")
+	imgtest.Need(t, err == nil && os.Geteuid() == 0, "root and /dev/fuse")
 }
 
 // running is what a script's commands share.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/imgtest"
 )
 
 // needFUSE skips a test that mounts where that is impossible, or fails it
@@ -21,13 +22,7 @@ import (
 func needFUSE(t testing.TB) {
 	t.Helper()
 	_, err := os.Stat("/dev/fuse")
-	if err == nil && Privileged() {
-		return
-	}
-	if os.Getenv("IMGFS_REQUIRE_FUSE") == "1" {
-		t.Fatalf("needs root and /dev/fuse: %v", err)
-	}
-	t.Skipf("needs root and /dev/fuse: %v", err)
+	imgtest.Need(t, err == nil && Privileged(), "root and /dev/fuse")
 }
 
 // newStore returns the paths of a store of its own.
