@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"strings"
+	"unicode"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -136,11 +137,11 @@ func uniqueKeys(body []byte) error {
 			return err
 		}
 		k, _ := t.(string)
-		k = strings.ToLower(k)
-		if seen[k] {
+		folded := strings.Map(foldRune, k)
+		if seen[folded] {
 			return fmt.Errorf("key %q occurs twice", k)
 		}
-		seen[k] = true
+		seen[folded] = true
 		var skip json.RawMessage
 		if err := dec.Decode(&skip); err != nil {
 			return err
@@ -153,6 +154,18 @@ func uniqueKeys(body []byte) error {
 		return fmt.Errorf("data behind the JSON object")
 	}
 	return nil
+}
+
+// foldRune returns the least of the runes that encoding/json takes for r in a
+// key: more than lower case, as it takes U+017F for an s.
+func foldRune(r rune) rune {
+	for {
+		next := unicode.SimpleFold(r)
+		if next <= r {
+			return next
+		}
+		r = next
+	}
 }
 
 // checkManifest refuses what cannot be mounted, saying what it is instead.

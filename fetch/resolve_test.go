@@ -307,6 +307,7 @@ func TestAmbiguousManifests(t *testing.T) {
 		{`{` + image + `,"mediaType":"` + typeManifest + `"}`, typeSchema2, fault.Integrity, "contradicts"},
 		{`{` + image + `,"layers":[]}`, "", fault.Integrity, "occurs twice"},
 		{`{` + image + `,"Layers":[]}`, "", fault.Integrity, "occurs twice"},
+		{`{` + image + `,"layer\u017f":[]}`, "", fault.Integrity, "occurs twice"}, // encoding/json takes the long s for an s
 		{`{` + image + `} {}`, "", fault.Integrity, "behind"},
 		{`{"schemaVersion":3}`, "", fault.Integrity, "schemaVersion is 3"},
 		{`{"schemaVersion":1,"fsLayers":[]}`, typeSchema1Signed, fault.Invalid, "schema 1 is not supported yet"},
