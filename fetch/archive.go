@@ -196,6 +196,9 @@ func resolveDockerArchive(ctx context.Context, f files, ref Reference) (*Image, 
 	if m := hexName.FindStringSubmatch(saved.Config); m != nil && m[1] != id.BlobOf(conf).Hex() {
 		return nil, fault.New(fault.Integrity, "image config verification failed for digest sha256:%s", m[1])
 	}
+	if n := len(saved.Layers); n > maxLayers {
+		return nil, fault.New(fault.Integrity, "manifest.json: %d layers, more than %d", n, maxLayers)
+	}
 	var c config
 	if err := json.Unmarshal(conf, &c); err != nil {
 		return nil, fault.New(fault.Integrity, "image config: %w", err)

@@ -150,7 +150,7 @@ func (c *Client) Head(ctx context.Context, ref Reference) (id.Blob, error) {
 	case ref.digest != "":
 		return ref.digest, nil
 	case ref.Local():
-		return headLocal(ref)
+		return headLocal(ctx, ref)
 	case ref.source == "":
 		return "", fault.New(fault.Invalid, "invalid reference format")
 	}

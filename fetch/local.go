@@ -42,14 +42,14 @@ func openLocal(ref Reference) (files, error) {
 	return f, nil
 }
 
-func headLocal(ref Reference) (id.Blob, error) {
+func headLocal(ctx context.Context, ref Reference) (id.Blob, error) {
 	f, err := openLocal(ref)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	if ref.source == SourceDockerArchive {
-		img, err := resolveDockerArchive(context.Background(), f, ref)
+		img, err := resolveDockerArchive(ctx, f, ref)
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", ref.Name(), err)
 		}

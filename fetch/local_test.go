@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -322,6 +324,7 @@ func TestHostileArchives(t *testing.T) {
 		{"layer outside", savedTree(t, []string{"../../../../.." + secret}, [][]byte{nil}, d).tarFile(t), fault.Integrity, "not in the archive"},
 		{"config of another digest", wrongName.tarFile(t), fault.Integrity, "image config verification failed for digest"},
 		{"too few layers", savedTree(t, nil, nil, d).tarFile(t), fault.Integrity, "layers from manifest don't match image configuration"},
+		{"too many layers", savedTree(t, make([]string, maxLayers+1), make([][]byte, maxLayers+1), slices.Repeat(d, maxLayers+1)).tarFile(t), fault.Integrity, "4097 layers"},
 		{"cut in a layer", cut(1800), fault.Integrity, "truncated"},
 		{"no archive", raw(bytes.Repeat([]byte("x"), 2000)), fault.Invalid, "not a tar file"},
 		{"gzip", raw([]byte{0x1f, 0x8b, 8, 0, 0, 0}), fault.Invalid, "compressed (gzip)"},
@@ -456,4 +459,21 @@ func FuzzArchive(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The digests of an archive's compressed layers are computed, which takes
+// time: it ends with its context, whoever asks.
+func TestDockerArchiveCanceled(t *testing.T) {
+	t.Parallel()
+	gz := append([]byte{0x1f, 0x8b, 8}, noise(3000)...)
+	ref := mustParse(t, "docker-archive:"+savedTree(t, []string{"l"}, [][]byte{gz}, []id.Blob{someDigest}).tarFile(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c := New(options(t))
+	if _, err := c.Head(ctx, ref); !errors.Is(err, context.Canceled) {
+		t.Errorf("Head: %v", err)
+	}
+	if _, err := c.Resolve(ctx, ref, Platform{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Resolve: %v", err)
+	}
 }
