@@ -74,7 +74,7 @@ func (m *mount) wire() engineapi.Mount {
 		s := m.server.Stats()
 		w.Stats = engineapi.MountStats{
 			Lookups: s.Lookups, Getattrs: s.Getattrs, Readdirs: s.Readdirs, Opens: s.Opens,
-			Reads: s.Reads, ReadBytes: s.ReadBytes, Others: s.Others + s.Xattrs + s.Forgets, ErrorsTotal: s.Errors,
+			Reads: s.Reads, ReadBytes: s.ReadBytes, Others: s.Others + s.Xattrs + s.Forgets + s.Statfs, ErrorsTotal: s.Errors,
 		}
 	}
 	return w

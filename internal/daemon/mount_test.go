@@ -90,3 +90,31 @@ func TestMountAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestMountCountsAll: every request is in one of the counts that users see.
+func TestMountCountsAll(t *testing.T) {
+	needFUSE(t)
+	reg := newRegistry(t)
+	ref, _ := reg.push(t, "lib/counted:1", "file a one")
+	d := runDaemon(t, Options{})
+	ctx := testContext(t)
+	dir := mountDir(t)
+	if _, err := mountAs(ctx, d.client, ref, dir); err != nil {
+		t.Fatal(err)
+	}
+	others := func() uint64 {
+		list, err := d.client.Mounts(ctx)
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		return list[0].Stats.Others
+	}
+	before := others()
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if n := others() - before; n != 1 {
+		t.Errorf("a STATFS counts as %d requests", n)
+	}
+}

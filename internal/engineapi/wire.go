@@ -132,7 +132,7 @@ type MountStats struct {
 	Opens       uint64 `json:"opens"`    // OPEN and OPENDIR
 	Reads       uint64 `json:"reads"`
 	ReadBytes   uint64 `json:"readBytes"`
-	Others      uint64 `json:"others"`
+	Others      uint64 `json:"others"` // the rest: attributes, FORGET, STATFS and so on
 	ErrorsTotal uint64 `json:"errors"`
 }
 
