@@ -209,18 +209,22 @@ func (d *debian) bootstrap() error {
 	if _, err := os.Stat(d.base); err == nil {
 		return nil
 	}
-	suite, mirror := debianSource()
 	tmp := filepath.Join(d.work, "base")
-	if err := d.run("debootstrap", "--variant=minbase", suite, tmp, mirror); err != nil {
+	suite, mirror := debianSource()
+	args := []string{"--variant=minbase", suite, tmp}
+	if mirror != "" {
+		args = append(args, mirror)
+	}
+	if err := d.run("debootstrap", args...); err != nil {
 		return err
 	}
 	return os.Rename(tmp, d.base)
 }
 
-// debianSource returns the suite and mirror that this machine's apt uses, or
-// the usual ones.
+// debianSource returns the suite and mirror that this machine's apt uses, or a
+// suite alone, which leaves the mirror to debootstrap.
 func debianSource() (suite, mirror string) {
-	suite, mirror = "bookworm", ""
+	suite = "bookworm"
 	files, _ := filepath.Glob("/etc/apt/sources.list.d/debian*.sources")
 	for _, name := range files {
 		b, err := os.ReadFile(name)
