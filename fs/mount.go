@@ -59,7 +59,7 @@ func Mount(target, source string, o MountFlags) (fd int, err error) {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 		return -1, err
 	}
-	if os.Geteuid() == 0 && !inUserNamespace() {
+	if os.Geteuid() == 0 && InInitialUserNamespace() {
 		return -1, fault.WithHint(err, "root lacks CAP_SYS_ADMIN: run in a container with --cap-add SYS_ADMIN --device /dev/fuse")
 	}
 	if o.Suid || o.Dev {
@@ -210,13 +210,14 @@ func raiseReadAhead(path string) {
 	}
 }
 
-// inUserNamespace reports whether the caller's user namespace is not the
-// first one, whose map is that of all IDs to themselves.
-func inUserNamespace() bool {
+// InInitialUserNamespace reports whether the caller's uid map is the identity
+// over the full range, which only the initial user namespace has unless
+// somebody went out of their way to look like it. Without /proc it is false.
+func InInitialUserNamespace() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {
 		return false
 	}
 	f := strings.Fields(string(b))
-	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
+	return len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295"
 }

@@ -10,11 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/internal/fault"
 )
 
@@ -64,19 +64,7 @@ func Locate(root string) (Paths, error) {
 // Privileged reports whether this process is root as imgfs means it: it has
 // CAP_SYS_ADMIN in the initial user namespace.
 func Privileged() bool {
-	return initialUserNS() && hasSysAdmin()
-}
-
-// initialUserNS reports whether the uid map is the identity over the full
-// range, which only the initial namespace has unless somebody went out of
-// their way to look like it.
-func initialUserNS() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
-	f := strings.Fields(string(b))
-	return len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295"
+	return fs.InInitialUserNamespace() && hasSysAdmin()
 }
 
 func hasSysAdmin() bool {

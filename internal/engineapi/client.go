@@ -336,9 +336,19 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 // checkServer returns nil if who listens at the other end is this user or root.
 // The socket may lie in a directory whose name somebody else took first.
 func checkServer(conn *net.UnixConn) error {
+	cred, err := PeerOf(conn)
+	if err == nil && int(cred.Uid) != os.Geteuid() && cred.Uid != 0 {
+		err = fmt.Errorf("its process %d is another user's (uid %d)", cred.Pid, cred.Uid)
+	}
+	return err
+}
+
+// PeerOf returns who is at the other end of a socket: the credentials of the
+// process that connected, or that listened, when it did so.
+func PeerOf(conn *net.UnixConn) (*unix.Ucred, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var cred *unix.Ucred
 	var credErr error
@@ -348,10 +358,7 @@ func checkServer(conn *net.UnixConn) error {
 	if err == nil {
 		err = credErr
 	}
-	if err == nil && int(cred.Uid) != os.Geteuid() && cred.Uid != 0 {
-		err = fmt.Errorf("its process %d is another user's (uid %d)", cred.Pid, cred.Uid)
-	}
-	return err
+	return cred, err
 }
 
 // gone turns an error of the connection into one that says what it means:
