@@ -9,17 +9,7 @@ import (
 	"strings"
 
 	"github.com/imgfs/imgfs/internal/erofs"
-)
-
-// File types of st_mode, as Linux has them.
-const (
-	sIFMT  = 0o170000
-	sIFIFO = 0o010000
-	sIFCHR = 0o020000
-	sIFDIR = 0o040000
-	sIFBLK = 0o060000
-	sIFREG = 0o100000
-	sIFLNK = 0o120000
+	"golang.org/x/sys/unix"
 )
 
 // Attributes that mark entries of a layer index, see the package documentation.
@@ -168,7 +158,7 @@ func (x *Indexer) link(h *header, dir uint32, base []byte) error {
 		return x.setAttributes(&x.inodes[target], h)
 	}
 	x.mem += 4
-	in := inode{mode: sIFREG, flags: flagPending, target: x.str(x.target)}
+	in := inode{mode: unix.S_IFREG, flags: flagPending, target: x.str(x.target)}
 	if err := x.setAttributes(&in, h); err != nil {
 		return err
 	}
@@ -219,23 +209,23 @@ func (x *Indexer) inodeOf(h *header, d data) (inode, error) {
 	var in inode
 	switch h.typ {
 	case typeDir:
-		in.mode = sIFDIR
+		in.mode = unix.S_IFDIR
 	case typeSymlink:
-		in.mode = sIFLNK
+		in.mode = unix.S_IFLNK
 		if len(h.link) == 0 || len(h.link) > maxTarget {
 			return in, fmt.Errorf("symbolic link to %d bytes (1 to %d are possible)", len(h.link), maxTarget)
 		}
 		in.target = x.str(h.link)
 	case typeChar, typeBlock:
-		in.mode = sIFCHR
+		in.mode = unix.S_IFCHR
 		if h.typ == typeBlock {
-			in.mode = sIFBLK
+			in.mode = unix.S_IFBLK
 		}
 		in.rdev = rdev(h.major, h.minor)
 	case typeFifo:
-		in.mode = sIFIFO
+		in.mode = unix.S_IFIFO
 	default: // types unknown here are files, says POSIX
-		in.mode = sIFREG
+		in.mode = unix.S_IFREG
 		in.size, in.data = d.size, d.off
 		if d.sparse {
 			in.flags |= flagSparse
@@ -250,10 +240,10 @@ func (x *Indexer) inodeOf(h *header, d data) (inode, error) {
 // setAttributes sets owner, mode, time and extended attributes from h. The
 // attributes an inode already has from another name of it stay, unless h has them too.
 func (x *Indexer) setAttributes(in *inode, h *header) error {
-	if in.mode&sIFMT == sIFLNK {
-		in.mode = sIFLNK | 0o777
+	if in.mode&unix.S_IFMT == unix.S_IFLNK {
+		in.mode = unix.S_IFLNK | 0o777
 	} else {
-		in.mode = in.mode&sIFMT | uint32(h.mode)&0o7777
+		in.mode = in.mode&unix.S_IFMT | uint32(h.mode)&0o7777
 	}
 	var err error
 	if in.uid, err = owner(h.uid); err != nil {
@@ -325,16 +315,16 @@ func keeps(mode uint32, r *rawXattr) bool {
 			return false
 		}
 	}
-	typ := mode & sIFMT
+	typ := mode & unix.S_IFMT
 	switch name {
 	case "system.posix_acl_access", "system.posix_acl_default":
 		// Version 2 in 4 bytes, then entries of 8.
-		return typ != sIFLNK && len(r.value)%8 == 4 && string(r.value[:4]) == "\x02\x00\x00\x00"
+		return typ != unix.S_IFLNK && len(r.value)%8 == 4 && string(r.value[:4]) == "\x02\x00\x00\x00"
 	}
 	prefix, rest, _ := strings.Cut(name, ".")
 	switch prefix {
 	case "user": // only of files and directories, xattr(7); unpackers drop the others too
-		return rest != "" && (typ == sIFREG || typ == sIFDIR)
+		return rest != "" && (typ == unix.S_IFREG || typ == unix.S_IFDIR)
 	case "trusted", "security":
 		return rest != ""
 	}

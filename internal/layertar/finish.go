@@ -7,6 +7,7 @@ import (
 	"math/bits"
 
 	"github.com/imgfs/imgfs/internal/erofs"
+	"golang.org/x/sys/unix"
 )
 
 // Label is the volume name of a layer index.
@@ -127,7 +128,7 @@ func (x *Indexer) fill(b *erofs.Builder) error {
 				ref, err = add(n, e.hides)
 			case e.hides:
 				x.sum.Whiteouts++
-				ref, err = b.Add(&erofs.Inode{Mode: sIFCHR, Xattrs: []erofs.Xattr{{Name: MarkWhiteout}}})
+				ref, err = b.Add(&erofs.Inode{Mode: unix.S_IFCHR, Xattrs: []erofs.Xattr{{Name: MarkWhiteout}}})
 			default:
 				continue
 			}
@@ -167,12 +168,12 @@ func (x *Indexer) addInode(b *erofs.Builder, n uint32, hides bool) (erofs.Ref, e
 			x.sum.Opaque++
 			mark(MarkOpaque, "")
 		}
-	case in.mode&sIFMT == sIFLNK:
+	case in.mode&unix.S_IFMT == unix.S_IFLNK:
 		out.Target = in.target
 	case in.flags&flagPending != 0:
 		x.sum.Links++
 		mark(MarkLink, in.target)
-	case in.mode&sIFMT == sIFREG:
+	case in.mode&unix.S_IFMT == unix.S_IFREG:
 		x.sum.Files++
 		x.sum.Content += in.size
 		out.Size = uint64(in.size)

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/imgfs/imgfs/internal/erofs"
+	"golang.org/x/sys/unix"
 )
 
 // tree is the layer so far. Names and inodes are apart, so that hard links are
@@ -80,7 +81,7 @@ func (t *tree) init(seed maphash.Seed) {
 	t.inodes = make([]inode, 2, 128)
 	t.xattrs = [][]erofs.Xattr{}
 	t.names[root].inode = root
-	t.inodes[root] = inode{mode: sIFDIR | 0o755, flags: flagImplied, names: 1}
+	t.inodes[root] = inode{mode: unix.S_IFDIR | 0o755, flags: flagImplied, names: 1}
 }
 
 // str copies b into long-lived memory without an allocation of its own.
@@ -193,7 +194,7 @@ func (t *tree) drop(d uint32) {
 }
 
 // isDir says whether in is a directory.
-func (in *inode) isDir() bool { return in.mode&sIFMT == sIFDIR }
+func (in *inode) isDir() bool { return in.mode&unix.S_IFMT == unix.S_IFDIR }
 
 // put gives the name d a new inode. A directory put on a directory replaces
 // its attributes and keeps its entries; anything else replaces all.
@@ -266,10 +267,10 @@ func (x *Indexer) walk(path []byte) (uint32, error) {
 			continue
 		}
 		in := &x.inodes[x.names[d].inode]
-		switch in.mode & sIFMT {
-		case sIFDIR:
+		switch in.mode & unix.S_IFMT {
+		case unix.S_IFDIR:
 			at = d
-		case sIFLNK:
+		case unix.S_IFLNK:
 			if links++; links > maxLinks {
 				return 0, errLoop
 			}
@@ -303,7 +304,7 @@ func (x *Indexer) dir(path []byte) (uint32, error) {
 		if at, err = x.add(at, name); err != nil {
 			return 0, err
 		}
-		x.put(at, inode{mode: sIFDIR | 0o755, flags: flagImplied, depth: depth})
+		x.put(at, inode{mode: unix.S_IFDIR | 0o755, flags: flagImplied, depth: depth})
 	}
 	if x.spells(at, path) {
 		x.parentPath = append(x.parentPath[:0], path...)
