@@ -33,8 +33,9 @@ var imports = map[string][]string{
 	"imagedb":            {"internal/id", "internal/fault", "internal/metadb"},
 	"layerdb":            {"internal/id", "internal/inflate", "internal/fault", "internal/metadb", "internal/erofs", "internal/layertar"},
 	"union":              {"internal/fault", "internal/erofs", "internal/layertar"},
-	"fs":                 {"internal/id", "internal/fault", "internal/erofs", "internal/layertar"},
-	"internal/daemon": {"internal/id", "internal/fault", "internal/erofs", "internal/metadb",
+	"internal/lower":     {"internal/erofs"},
+	"fs":                 {"internal/id", "internal/fault", "internal/erofs", "internal/layertar", "internal/lower"},
+	"internal/daemon": {"internal/id", "internal/fault", "internal/erofs", "internal/metadb", "internal/lower",
 		"internal/engineapi", "fetch", "imagedb", "layerdb", "union", "fs"},
 	"cmd/imgfs": {"internal/fault", "internal/engineapi", "internal/daemon", "fs"},
 	// Not part of the binary.
@@ -49,7 +50,7 @@ var testOnly = []string{"internal/imgtest"}
 // modules says where a third-party module may be used outside tests; one
 // that is not listed may not be used at all.
 var modules = map[string][]string{
-	"github.com/hanwen/go-fuse/v2":           {"fs"},
+	"github.com/hanwen/go-fuse/v2":           {"fs", "internal/lower"},
 	"github.com/opencontainers/go-digest":    {"internal/id"},
 	"github.com/klauspost/compress":          {"layerdb", "internal/imgtest"},
 	"github.com/urfave/cli/v2":               {"cmd/imgfs"},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +21,7 @@ func goFuse(b *testing.B, c *Chain, dir string) func() {
 	if err != nil {
 		b.Fatal(err)
 	}
-	o := (&Server{log: newFaults(nil).log}).mountOptions()
+	o := (&Server{log: slog.New(slog.DiscardHandler)}).mountOptions()
 	o.Logger = log.New(io.Discard, "", 0)
 	s, err := fuse.NewServer(c, "/dev/fd/"+strconv.Itoa(fd), o)
 	if err != nil {

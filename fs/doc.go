@@ -26,7 +26,7 @@
 //     bytes that are missing from a data file.
 //   - Paths of an image are never resolved on the host.
 //
-// Errors become errno in one place ([faults.status]):
+// Errors become errno in one place ([lower.Faults]):
 //
 //	absent name                      ENOENT
 //	absent attribute                 ENODATA

@@ -18,6 +18,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/imgtest"
+	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,8 +67,8 @@ type packed struct {
 	files []*file
 }
 
-func (p *packed) data() []Data {
-	d := make([]Data, len(p.files))
+func (p *packed) data() []lower.Data {
+	d := make([]lower.Data, len(p.files))
 	for i, f := range p.files {
 		d[i] = f
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/layertar"
+	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
@@ -14,13 +15,13 @@ import (
 // name is an empty file .wh.NAME, a directory that hides those below holds
 // .wh..wh..opq. A hard link to a file of another layer is an empty file with
 // the attribute layertar.MarkLink.
-type layer struct{ tree }
+type layer struct{ *lower.Tree }
 
 const (
 	whiteoutPrefix = ".wh."
 	opaqueName     = ".wh..wh..opq"
-	opaqueBit      = 1 << (treeShift - 1) // directory's nid | opaqueBit: its opaqueName
-	opaqueCookie   = 1 << 62              // behind all cookies of an index
+	opaqueBit      = 1 << (lower.TreeShift - 1) // directory's nid | opaqueBit: its opaqueName
+	opaqueCookie   = 1 << 62                    // behind all cookies of an index
 )
 
 func (t *layer) whiteout(n erofs.NID) bool {
@@ -28,41 +29,41 @@ func (t *layer) whiteout(n erofs.NID) bool {
 		return true
 	}
 	var a erofs.Attr
-	return t.img.Stat(n, &a) == nil && a.Xattrs && a.Mode&unix.S_IFMT == unix.S_IFCHR && t.marked(n, layertar.MarkWhiteout)
+	return t.Image().Stat(n, &a) == nil && a.Xattrs && a.Mode&unix.S_IFMT == unix.S_IFCHR && t.marked(n, layertar.MarkWhiteout)
 }
 
 func (t *layer) marked(n erofs.NID, mark string) bool {
-	_, err := t.img.Xattr(n, mark)
+	_, err := t.Image().Xattr(n, mark)
 	return err == nil
 }
 
-func (t *layer) attr(n erofs.NID, out *fuse.Attr) error {
+func (t *layer) Attr(n erofs.NID, out *fuse.Attr) error {
 	if !t.whiteout(n) {
-		return t.tree.attr(n, out)
+		return t.Tree.Attr(n, out)
 	}
-	if err := t.tree.attr(n&^opaqueBit, out); err != nil {
+	if err := t.Tree.Attr(n&^opaqueBit, out); err != nil {
 		return err
 	}
-	out.Ino = t.number | uint64(n)
+	out.Ino = t.Ino(n)
 	out.Mode = unix.S_IFREG | 0o444
 	out.Nlink, out.Size, out.Blocks, out.Rdev = 1, 0, 0, 0
 	return nil
 }
 
-func (t *layer) entry(n erofs.NID, out *fuse.EntryOut) error {
-	if err := t.attr(n, &out.Attr); err != nil {
+func (t *layer) Entry(n erofs.NID, out *fuse.EntryOut) error {
+	if err := t.Attr(n, &out.Attr); err != nil {
 		return err
 	}
-	out.NodeId, out.Generation = t.node(n), 1
-	out.EntryValid, out.AttrValid = forever, forever
+	out.NodeId, out.Generation = t.Node(n), 1
+	out.EntryValid, out.AttrValid = lower.Forever, lower.Forever
 	return nil
 }
 
-func (t *layer) lookup(dir erofs.NID, name string, out *fuse.EntryOut) error {
-	out.EntryValid = forever
+func (t *layer) Lookup(dir erofs.NID, name string, out *fuse.EntryOut) error {
+	out.EntryValid = lower.Forever
 	if name == opaqueName {
 		if t.marked(dir, layertar.MarkOpaque) {
-			return t.entry(dir|opaqueBit, out)
+			return t.Entry(dir|opaqueBit, out)
 		}
 		return nil
 	}
@@ -70,7 +71,7 @@ func (t *layer) lookup(dir erofs.NID, name string, out *fuse.EntryOut) error {
 	if isWhiteout {
 		name = hidden
 	}
-	n, _, err := t.img.Lookup(dir, unsafe.Slice(unsafe.StringData(name), len(name)))
+	n, _, err := t.Image().Lookup(dir, unsafe.Slice(unsafe.StringData(name), len(name)))
 	switch {
 	case err == erofs.ErrNotExist:
 		return nil
@@ -79,10 +80,10 @@ func (t *layer) lookup(dir erofs.NID, name string, out *fuse.EntryOut) error {
 	case t.whiteout(n) != isWhiteout:
 		return nil
 	}
-	return t.entry(n, out)
+	return t.Entry(n, out)
 }
 
-func (t *layer) readDir(dir erofs.NID, cookie uint64, plus bool, out *fuse.DirEntryList) error {
+func (t *layer) ReadDir(dir erofs.NID, cookie uint64, plus bool, out *fuse.DirEntryList) error {
 	if cookie == opaqueCookie {
 		return nil
 	}
@@ -95,15 +96,15 @@ func (t *layer) readDir(dir erofs.NID, cookie uint64, plus bool, out *fuse.DirEn
 			return false
 		}
 		if e.Name != "." && e.Name != ".." {
-			if err := t.entry(n, entry); err != nil {
+			if err := t.Entry(n, entry); err != nil {
 				*entry = fuse.EntryOut{}
 			}
 		}
 		return true
 	}
 	full := false
-	err := t.img.ReadDir(dir, cookie, func(d *erofs.Dirent) bool {
-		e := fuse.DirEntry{Mode: uint32(d.Type) << 12, Name: string(d.Name), Ino: t.ino(d.NID), Off: d.Next}
+	err := t.Image().ReadDir(dir, cookie, func(d *erofs.Dirent) bool {
+		e := fuse.DirEntry{Mode: uint32(d.Type) << 12, Name: string(d.Name), Ino: t.Ino(d.NID), Off: d.Next}
 		if d.Type == unix.DT_CHR && t.whiteout(d.NID) {
 			e.Name, e.Mode = whiteoutPrefix+e.Name, unix.S_IFREG
 		}
@@ -112,7 +113,7 @@ func (t *layer) readDir(dir erofs.NID, cookie uint64, plus bool, out *fuse.DirEn
 	})
 	if err == nil && !full && t.marked(dir, layertar.MarkOpaque) {
 		n := dir | opaqueBit
-		add(fuse.DirEntry{Mode: unix.S_IFREG, Name: opaqueName, Ino: t.number | uint64(n), Off: opaqueCookie}, n)
+		add(fuse.DirEntry{Mode: unix.S_IFREG, Name: opaqueName, Ino: t.Ino(n), Off: opaqueCookie}, n)
 	}
 	return err
 }
@@ -122,16 +123,16 @@ func shown(name string) bool {
 	return !strings.HasPrefix(name, erofs.MarkerPrefix) || name == layertar.MarkLink
 }
 
-func (t *layer) xattr(n erofs.NID, name string, dest []byte) (uint32, error) {
+func (t *layer) Xattr(n erofs.NID, name string, dest []byte) (uint32, error) {
 	if n&opaqueBit != 0 || !shown(name) {
 		return 0, unix.ENODATA
 	}
-	return t.tree.xattr(n, name, dest)
+	return t.Tree.Xattr(n, name, dest)
 }
 
-func (t *layer) xattrs(n erofs.NID, root bool, dest []byte) (uint32, error) {
+func (t *layer) Xattrs(n erofs.NID, root bool, dest []byte) (uint32, error) {
 	if n&opaqueBit != 0 {
 		return 0, nil
 	}
-	return listNames(t.img, n, dest, func(name string) bool { return shown(name) && (root || !isTrusted(name)) })
+	return lower.ListNames(t.Image(), n, dest, func(name string) bool { return shown(name) && (root || !lower.Trusted(name)) })
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,7 +36,7 @@ type LayoutSource interface {
 // Content is an open index with its data files.
 type Content struct {
 	Image   *erofs.Image
-	Data    []Data
+	Data    []lower.Data
 	Release func() // called once, when nobody reads any more
 }
 
@@ -57,7 +58,7 @@ type Content struct {
 type Layout struct {
 	readOnly
 	src    LayoutSource
-	faults *faults
+	faults *lower.Faults
 	born   time.Time
 
 	base context.Context // of shared work; ends with the mount
@@ -110,20 +111,18 @@ type place struct {
 // content is an opened index.
 type content struct {
 	view
+	tree    *lower.Tree // below view
 	release func()
 }
 
 // view is a tree, or a layer.
 type view interface {
-	attr(n erofs.NID, out *fuse.Attr) error
-	lookup(dir erofs.NID, name string, out *fuse.EntryOut) error
-	readDir(dir erofs.NID, cookie uint64, plus bool, out *fuse.DirEntryList) error
-	xattr(n erofs.NID, name string, dest []byte) (uint32, error)
-	xattrs(n erofs.NID, root bool, dest []byte) (uint32, error)
-	plain() *tree
+	Attr(n erofs.NID, out *fuse.Attr) error
+	Lookup(dir erofs.NID, name string, out *fuse.EntryOut) error
+	ReadDir(dir erofs.NID, cookie uint64, plus bool, out *fuse.DirEntryList) error
+	Xattr(n erofs.NID, name string, dest []byte) (uint32, error)
+	Xattrs(n erofs.NID, root bool, dest []byte) (uint32, error)
 }
-
-func (t *tree) plain() *tree { return t }
 
 // failure is the answer to a name that could not be resolved or opened.
 type failure struct {
@@ -139,7 +138,7 @@ func NewLayout(src LayoutSource, o Options) *Layout {
 	l := &Layout{
 		readOnly: newReadOnly(),
 		src:      src,
-		faults:   newFaults(o.Logger),
+		faults:   lower.NewFaults(o.Logger),
 		born:     time.Now(),
 		paths:    map[string]uint64{},
 		failed:   map[string]failure{},
@@ -178,9 +177,9 @@ func (l *Layout) placeAt(path string, k kind, text []byte) *place {
 	if len(l.nodes) >= maxPlaces {
 		return nil
 	}
-	p := &place{kind: k, path: path, text: text, node: layoutTree<<treeShift | uint64(len(l.nodes)+firstNID)}
+	p := &place{kind: k, path: path, text: text, node: layoutTree<<lower.TreeShift | uint64(len(l.nodes)+firstNID)}
 	if path == layoutRootDir {
-		p.node = fuseRoot
+		p.node = lower.Root
 	}
 	l.nodes = append(l.nodes, p)
 	l.paths[path] = p.node
@@ -189,10 +188,10 @@ func (l *Layout) placeAt(path string, k kind, text []byte) *place {
 
 // placeLocked returns the place of a node of tree 2. Preconditions: l.mu.
 func (l *Layout) placeLocked(node uint64) *place {
-	if node == fuseRoot {
+	if node == lower.Root {
 		return l.nodes[0]
 	}
-	if i := int(node&nidMask) - firstNID; node>>treeShift == layoutTree && i >= 0 && i < len(l.nodes) {
+	if i := int(node&lower.NIDMask) - firstNID; node>>lower.TreeShift == layoutTree && i >= 0 && i < len(l.nodes) {
 		return l.nodes[i]
 	}
 	return nil
@@ -205,15 +204,15 @@ func (l *Layout) find(node uint64) (*place, *content, erofs.NID, error) {
 	defer l.mu.Unlock()
 	if p := l.placeLocked(node); p != nil {
 		if p.content != nil {
-			return p, p.content, p.content.plain().img.Root(), nil
+			return p, p.content, p.content.tree.Image().Root(), nil
 		}
 		return p, nil, 0, nil
 	}
-	i := int(node>>treeShift) - firstContent
+	i := int(node>>lower.TreeShift) - firstContent
 	if i < 0 || i >= len(l.open) {
 		return nil, nil, 0, unix.ESTALE
 	}
-	return nil, l.open[i], erofs.NID(node & nidMask), nil
+	return nil, l.open[i], erofs.NID(node & lower.NIDMask), nil
 }
 
 // enter is find for what needs the content: it opens it, and waits for that.
@@ -273,10 +272,10 @@ func (l *Layout) openPlace(p *place) (*Content, error) {
 
 // adoptLocked gives c the next tree. Preconditions: l.mu.
 func (l *Layout) adoptLocked(p *place, c *Content) {
-	t := newTree(c.Image, c.Data, uint64(len(l.open)+firstContent), p.node, l.faults)
-	p.content = &content{view: &t, release: c.Release}
+	t := lower.New(c.Image, c.Data, uint64(len(l.open)+firstContent), p.node)
+	p.content = &content{view: &t, tree: &t, release: c.Release}
 	if p.kind == diffDir {
-		p.content.view = &layer{t}
+		p.content.view = &layer{&t}
 	}
 	l.open = append(l.open, p.content)
 }
@@ -317,17 +316,17 @@ func (l *Layout) recall(path string) error {
 	return f.err
 }
 
-// status is faults.status for errors of the source: what is not there, or
+// status is Faults.Status for errors of the source: what is not there, or
 // cannot be a name, is ENOENT.
 func (l *Layout) status(op string, err error) fuse.Status {
 	switch fault.KindOf(err) {
 	case fault.NotFound, fault.Invalid:
 		return fuse.ENOENT
 	}
-	return l.faults.status(op, err)
+	return l.faults.Status(op, err)
 }
 
-func (l *Layout) failures() (uint64, string) { return l.faults.get() }
+func (l *Layout) failures() (uint64, string) { return l.faults.Get() }
 
 // chainOf returns the chain named by 64 hexadecimal digits, "" if they are not.
 func chainOf(hex string) id.ChainID {

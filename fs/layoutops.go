@@ -10,13 +10,14 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
 // attr fills out for a place that is not open.
 func (l *Layout) placeAttr(p *place, out *fuse.Attr) {
 	*out = fuse.Attr{
-		Ino: p.node, Mode: unix.S_IFDIR | 0o555, Nlink: 2, Blksize: blockSize,
+		Ino: p.node, Mode: unix.S_IFDIR | 0o555, Nlink: 2, Blksize: lower.BlockSize,
 		Owner: fuse.Owner{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())},
 	}
 	out.SetTimes(&l.born, &l.born, &l.born)
@@ -33,14 +34,14 @@ func (l *Layout) placeEntry(p *place, out *fuse.EntryOut) {
 
 // Lookup resolves a name; below images/ this may ask a registry.
 func (l *Layout) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	ctx := newRequest(cancel, l.base.Done())
-	defer ctx.end()
+	ctx := lower.NewRequest(cancel, l.base.Done())
+	defer ctx.End()
 	p, c, n, err := l.enter(ctx, in.NodeId)
 	switch {
 	case err != nil:
 		return l.status("lookup", err)
 	case c != nil:
-		return l.status("lookup", c.lookup(n, name, out))
+		return l.status("lookup", c.Lookup(n, name, out))
 	}
 	child, err := l.child(ctx, p, name)
 	switch st := l.status("lookup", err); {
@@ -142,8 +143,8 @@ func (l *Layout) imageChild(ctx context.Context, path string) (*place, error) {
 func (l *Layout) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	p, c, n, err := l.find(in.NodeId)
 	if c != nil {
-		out.AttrValid = forever
-		return l.status("getattr", c.attr(n, &out.Attr))
+		out.AttrValid = lower.Forever
+		return l.status("getattr", c.Attr(n, &out.Attr))
 	}
 	if err == nil {
 		out.AttrValid = changing
@@ -174,14 +175,14 @@ func (l *Layout) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 }
 
 func (l *Layout) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, out *fuse.DirEntryList) fuse.Status {
-	ctx := newRequest(cancel, l.base.Done())
-	defer ctx.end()
+	ctx := lower.NewRequest(cancel, l.base.Done())
+	defer ctx.End()
 	p, c, n, err := l.enter(ctx, in.NodeId)
 	switch {
 	case err != nil:
 		return l.status("readdir", err)
 	case c != nil:
-		return l.status("readdir", c.readDir(n, in.Offset, plus, out))
+		return l.status("readdir", c.ReadDir(n, in.Offset, plus, out))
 	}
 	names, err := l.names(ctx, p)
 	if err != nil {
@@ -245,9 +246,9 @@ func (l *Layout) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse
 	case n&opaqueBit != 0:
 		return fuse.ReadResultData(nil), fuse.OK
 	}
-	ctx := newRequest(cancel, l.base.Done())
-	defer ctx.end()
-	size, err := c.plain().read(ctx, n, in.Offset, buf)
+	ctx := lower.NewRequest(cancel, l.base.Done())
+	defer ctx.End()
+	size, err := c.tree.Read(ctx, n, in.Offset, buf)
 	if err != nil {
 		return nil, l.status("read", err)
 	}
@@ -263,7 +264,7 @@ func (l *Layout) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.St
 	if c == nil {
 		return nil, fuse.EINVAL
 	}
-	target, err := c.plain().img.ReadLink(n)
+	target, err := c.tree.Image().ReadLink(n)
 	return target, l.status("readlink", err)
 }
 
@@ -274,7 +275,7 @@ func (l *Layout) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) 
 		return fuse.EINVAL
 	}
 	if err == nil {
-		out.Offset, err = c.plain().seek(n, in.Offset, in.Whence)
+		out.Offset, err = c.tree.Seek(n, in.Offset, in.Whence)
 	}
 	return l.status("lseek", err)
 }
@@ -287,7 +288,7 @@ func (l *Layout) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, des
 	}
 	var size uint32
 	if err == nil {
-		size, err = c.xattr(n, name, dest)
+		size, err = c.Xattr(n, name, dest)
 	}
 	return size, l.status("getxattr", err)
 }
@@ -298,12 +299,12 @@ func (l *Layout) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (u
 	if err != nil || c == nil {
 		return 0, l.status("listxattr", err)
 	}
-	size, err := c.xattrs(n, in.Uid == 0, dest)
+	size, err := c.Xattrs(n, in.Uid == 0, dest)
 	return size, l.status("listxattr", err)
 }
 
 // StatFs says that nothing is free.
 func (l *Layout) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	*out = fuse.StatfsOut{Bsize: blockSize, Frsize: blockSize, NameLen: 255}
+	*out = fuse.StatfsOut{Bsize: lower.BlockSize, Frsize: lower.BlockSize, NameLen: 255}
 	return fuse.OK
 }

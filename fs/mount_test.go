@@ -15,6 +15,7 @@ import (
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/imgtest"
+	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +29,7 @@ func helperMain() int {
 		if err != nil {
 			return err
 		}
-		var data []Data
+		var data []lower.Data
 		for _, path := range strings.Split(os.Getenv("FS_DATA"), ":") {
 			f, err := os.Open(path)
 			if err != nil {

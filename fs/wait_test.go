@@ -13,6 +13,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/imgfs/imgfs/internal/imgtest"
+	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
@@ -148,7 +149,7 @@ func TestCloseWhenAllWait(t *testing.T) {
 		native.PutUint32(b, uint32(inHeaderSize+len(payload)))
 		native.PutUint32(b[4:], op)
 		native.PutUint64(b[8:], unique)
-		native.PutUint64(b[16:], fuseRoot)
+		native.PutUint64(b[16:], lower.Root)
 		if _, err := unix.Write(pair[0], append(b, payload...)); err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/lower"
 	"github.com/imgfs/imgfs/layerdb"
 )
 
@@ -93,7 +94,7 @@ func (s *layoutSource) OpenLayer(_ context.Context, c id.ChainID) (*fs.Content, 
 	if err != nil {
 		return nil, err
 	}
-	return &fs.Content{Image: l.Image(), Data: []fs.Data{l.Data()}, Release: l.Release}, nil
+	return &fs.Content{Image: l.Image(), Data: []lower.Data{l.Data()}, Release: l.Release}, nil
 }
 
 // OpenChain implements fs.LayoutSource.
@@ -114,8 +115,8 @@ func (s *layoutSource) content(ctx context.Context, diffs []id.DiffID) (*fs.Cont
 }
 
 // dataOf returns a chain's data files as fs wants them.
-func dataOf(c *layerdb.Chain) []fs.Data {
-	var data []fs.Data
+func dataOf(c *layerdb.Chain) []lower.Data {
+	var data []lower.Data
 	for _, d := range c.Data() {
 		data = append(data, d)
 	}

@@ -1,4 +1,4 @@
-package fs
+package lower
 
 import (
 	"context"
@@ -11,11 +11,11 @@ import (
 	"github.com/imgfs/imgfs/internal/erofs"
 )
 
-// maxReasons bounds what faults remembers; further reasons are only counted.
+// maxReasons bounds what Faults remembers; further reasons are only counted.
 const maxReasons = 64
 
-// faults turns errors into errno and remembers why.
-type faults struct {
+// Faults turns errors into errno and remembers why.
+type Faults struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
@@ -24,16 +24,17 @@ type faults struct {
 	reasons map[string]struct{}
 }
 
-func newFaults(log *slog.Logger) *faults {
+// NewFaults returns Faults that log each reason once; nil discards.
+func NewFaults(log *slog.Logger) *Faults {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &faults{log: log, reasons: map[string]struct{}{}}
+	return &Faults{log: log, reasons: map[string]struct{}{}}
 }
 
-// status returns the errno of err, see the package's table. Those of the first
+// Status returns the errno of err (package fs has the table). Those of the first
 // group are answers, not failures.
-func (f *faults) status(op string, err error) fuse.Status {
+func (f *Faults) Status(op string, err error) fuse.Status {
 	var errno syscall.Errno
 	switch {
 	case err == nil:
@@ -42,14 +43,14 @@ func (f *faults) status(op string, err error) fuse.Status {
 		return fuse.ENOENT
 	case errors.Is(err, context.Canceled):
 		return fuse.EINTR
-	case errors.As(err, &errno) && err == error(errno): // said by this package, not by a disk
+	case errors.As(err, &errno) && err == error(errno): // said by a file system of ours, not by a disk
 		return fuse.Status(errno)
 	}
 	f.note(op, err)
 	return fuse.EIO
 }
 
-func (f *faults) note(op string, err error) {
+func (f *Faults) note(op string, err error) {
 	reason := err.Error()
 	f.mu.Lock()
 	f.total++
@@ -66,7 +67,8 @@ func (f *faults) note(op string, err error) {
 	}
 }
 
-func (f *faults) get() (total uint64, last string) {
+// Get returns the number of failures and the reason of the last one.
+func (f *Faults) Get() (total uint64, last string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.total, f.last

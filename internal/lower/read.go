@@ -1,4 +1,4 @@
-package fs
+package lower
 
 import (
 	"context"
@@ -23,9 +23,9 @@ type Data interface {
 	Fill(ctx context.Context, off, n int64) error
 }
 
-// read fills buf from byte off of a regular file. It returns less than
+// Read fills buf from byte off of a regular file. It returns less than
 // len(buf) only at the end of the file, and never invents a byte.
-func (t *tree) read(ctx context.Context, n erofs.NID, off uint64, buf []byte) (int, error) {
+func (t *Tree) Read(ctx context.Context, n erofs.NID, off uint64, buf []byte) (int, error) {
 	return t.readWith(n, off, buf, func(d Data, dst []byte, at int64) error {
 		if err := d.Fill(ctx, at, int64(len(dst))); err != nil {
 			return err
@@ -43,7 +43,7 @@ func (t *tree) read(ctx context.Context, n erofs.NID, off uint64, buf []byte) (i
 
 // readWith walks the extents of buf's range: holes become zeros, all else is
 // copied by pread.
-func (t *tree) readWith(n erofs.NID, off uint64, buf []byte, pread func(d Data, dst []byte, at int64) error) (int, error) {
+func (t *Tree) readWith(n erofs.NID, off uint64, buf []byte, pread func(d Data, dst []byte, at int64) error) (int, error) {
 	done := 0
 	for done < len(buf) {
 		e, err := t.img.Extent(n, off+uint64(done))
@@ -72,10 +72,10 @@ func (t *tree) readWith(n erofs.NID, off uint64, buf []byte, pread func(d Data, 
 	return done, nil
 }
 
-// tryRead is read if that needs no waiting, neither for Fill nor for a disk;
+// TryRead is Read if that needs no waiting, neither for Fill nor for a disk;
 // otherwise ok is false. blind is set where a data file's file system cannot
 // tell: then nobody need try again.
-func (t *tree) tryRead(blind *atomic.Bool, n erofs.NID, off uint64, buf []byte) (done int, ok bool) {
+func (t *Tree) TryRead(blind *atomic.Bool, n erofs.NID, off uint64, buf []byte) (done int, ok bool) {
 	if blind.Load() {
 		return 0, false
 	}
@@ -100,17 +100,17 @@ func (t *tree) tryRead(blind *atomic.Bool, n erofs.NID, off uint64, buf []byte) 
 	return done, err == nil
 }
 
-// request is the context of a FUSE request: it ends when the kernel interrupts
+// Request is the context of a FUSE request: it ends when the kernel interrupts
 // the request or the file system is gone.
-type request struct {
+type Request struct {
 	context.Context
 	cancel context.CancelFunc
-	gone   chan struct{} // closed when the goroutine of newRequest has returned
+	gone   chan struct{} // closed when the goroutine of NewRequest has returned
 }
 
-// newRequest returns the context of a request. The caller calls end.
-func newRequest(interrupt, unmounted <-chan struct{}) *request {
-	r := &request{gone: make(chan struct{})}
+// NewRequest returns the context of a request. The caller calls End.
+func NewRequest(interrupt, unmounted <-chan struct{}) *Request {
+	r := &Request{gone: make(chan struct{})}
 	r.Context, r.cancel = context.WithCancel(context.Background())
 	go func() {
 		defer close(r.gone)
@@ -124,7 +124,8 @@ func newRequest(interrupt, unmounted <-chan struct{}) *request {
 	return r
 }
 
-func (r *request) end() {
+// End frees what NewRequest took.
+func (r *Request) End() {
 	r.cancel()
 	<-r.gone
 }
