@@ -34,6 +34,7 @@ var imports = map[string][]string{
 	"layerdb":            {"internal/id", "internal/inflate", "internal/fault", "internal/metadb", "internal/erofs", "internal/layertar"},
 	"union":              {"internal/fault", "internal/erofs", "internal/layertar"},
 	"internal/lower":     {"internal/erofs"},
+	"internal/upperdir":  {"internal/id", "internal/fault", "internal/erofs"},
 	"fs":                 {"internal/id", "internal/fault", "internal/erofs", "internal/layertar", "internal/lower"},
 	"internal/daemon": {"internal/id", "internal/fault", "internal/erofs", "internal/metadb", "internal/lower",
 		"internal/engineapi", "fetch", "imagedb", "layerdb", "union", "fs"},
