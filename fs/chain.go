@@ -22,7 +22,7 @@ type Chain struct {
 }
 
 var _ fuse.RawFileSystem = (*Chain)(nil)
-var _ quickReader = (*Chain)(nil)
+var _ QuickReader = (*Chain)(nil)
 
 // NewChain returns the file system of img, whose devices are data, in order.
 // Both must stay open until the Server is done.
@@ -82,7 +82,8 @@ func (c *Chain) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	return fuse.ReadResultData(buf[:n]), fuse.OK
 }
 
-func (c *Chain) quickRead(node, off uint64, buf []byte) (int, bool) {
+// QuickRead reads what is in the page cache.
+func (c *Chain) QuickRead(node, off uint64, buf []byte) (int, bool) {
 	return c.tree.TryRead(&c.blind, c.tree.NID(node), off, buf)
 }
 
@@ -127,4 +128,4 @@ func (c *Chain) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut)
 // OnUnmount ends the requests that still wait.
 func (c *Chain) OnUnmount() { c.once.Do(func() { close(c.gone) }) }
 
-func (c *Chain) failures() (uint64, string) { return c.faults.Get() }
+func (c *Chain) Failures() (uint64, string) { return c.faults.Get() }

@@ -28,7 +28,7 @@ func findFusermount() (string, error) {
 
 // fusermount mounts through fusermount3, which passes the descriptor of
 // /dev/fuse over a socket.
-func fusermount(dir *mountpoint, source string) (int, error) {
+func fusermount(dir *mountpoint, source string, writable bool) (int, error) {
 	bin, err := findFusermount()
 	if err != nil {
 		return -1, err
@@ -43,7 +43,12 @@ func fusermount(dir *mountpoint, source string) (int, error) {
 	defer unix.Close(pair[0])
 	remote := os.NewFile(uintptr(pair[1]), "fusermount")
 	escape := strings.NewReplacer(`\`, `\\`, `,`, `\,`)
-	opts := fmt.Sprintf("ro,nosuid,nodev,fsname=%s,subtype=%s,max_read=%d", escape.Replace(source), subtype, maxRead)
+	opts := fmt.Sprintf("nosuid,nodev,fsname=%s,subtype=%s,max_read=%d", escape.Replace(source), subtype, maxRead)
+	if writable {
+		opts += ",default_permissions"
+	} else {
+		opts = "ro," + opts
+	}
 	cmd := exec.Command(bin, "-o", opts, "--", dir.path)
 	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")
 	cmd.ExtraFiles = []*os.File{remote}

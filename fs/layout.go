@@ -326,7 +326,7 @@ func (l *Layout) status(op string, err error) fuse.Status {
 	return l.faults.Status(op, err)
 }
 
-func (l *Layout) failures() (uint64, string) { return l.faults.Get() }
+func (l *Layout) Failures() (uint64, string) { return l.faults.Get() }
 
 // chainOf returns the chain named by 64 hexadecimal digits, "" if they are not.
 func chainOf(hex string) id.ChainID {

@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MountFlags are the choices of a mount. All mounts are read-only; the zero
-// value forbids set-uid programs and device nodes.
+// MountFlags are the choices of a mount. The zero value is read-only and
+// forbids set-uid programs and device nodes.
 type MountFlags struct {
+	Writable bool // what is served is a [Writer]
 	Suid     bool // honour set-uid, set-gid and file capabilities; root only
 	Dev      bool // honour device nodes; root only
 	NonEmpty bool // allow a directory that is not empty, whose content is hidden
@@ -26,6 +27,9 @@ type MountFlags struct {
 
 func (o MountFlags) bits() uintptr {
 	var f uintptr = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+	if o.Writable {
+		f &^= unix.MS_RDONLY
+	}
 	if o.Suid {
 		f &^= unix.MS_NOSUID
 	}
@@ -66,7 +70,7 @@ func Mount(target, source string, o MountFlags) (fd int, err error) {
 		return -1, fault.WithHint(fault.New(fault.Denied, "mount %s: set-uid programs and device nodes need root", target),
 			"leave out --suid and --dev, or run as root")
 	}
-	return fusermount(dir, source)
+	return fusermount(dir, source, o.Writable)
 }
 
 // CheckTarget returns dir, absolute and free of symlinks, if Mount would take

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -23,69 +24,72 @@ const (
 	subtype = "imgfs" // the mount's type is fuse.imgfs
 
 	maxRead    = 1 << 20  // bytes of the largest READ: 256 pages, the kernel's limit
+	maxWrite   = 1 << 20  // bytes of the largest WRITE
 	smallReply = 16 << 10 // replies up to this size use the worker's own buffer
 	largeReply = 1<<20 + 4096
-	inputSize  = 16 << 10 // > 8192, the least; one BATCH_FORGET then takes 1000 inodes
+	inputSize  = 16 << 10 // of a read-only file system: > 8192, the least; one BATCH_FORGET then takes 1000 inodes
+	smallInput = 4 << 10  // requests up to this size leave the input buffer to the next reader
 	maxWorkers = 128      // requests in progress; beyond, the one reader works itself
+	maxLarge   = 16       // of them with an input buffer of their own
 	maxIdle    = 4        // workers kept for the next request that waits
 	background = 64       // readahead requests in flight
 
 	inHeaderSize  = 4 + 4 + 8 + 8 + 4*3 + 4 // FUSE's fuse_in_header
 	outHeaderSize = 4 + 4 + 8
 	readInSize    = inHeaderSize + 8 + 8 + 4*2 + 8 + 4*2
+	writeInSize   = inHeaderSize + 8 + 8 + 4*2 + 8 + 4*2
 	maxOutSize    = 512 // more than the fixed part of any reply
-
-	// Requests that the server knows apart.
-	opLookup, opForget, opGetattr, opBatchForget        = 1, 2, 3, 42
-	opOpen, opOpendir, opRead, opReaddir, opReaddirplus = 14, 27, 15, 28, 44
-	opStatfs, opGetxattr, opListxattr                   = 17, 22, 23
-	opInit, opInterrupt, opDestroy                      = 26, 36, 38
-	opCount                                             = 64
 )
-
-// quickReader is a file system that can often answer a READ without waiting.
-type quickReader interface {
-	// quickRead is Read into buf; ok is false if it would have to wait.
-	quickRead(node, off uint64, buf []byte) (n int, ok bool)
-}
 
 // Server answers the kernel's requests for one mount.
 //
 // One worker at a time, the reader, reads requests from the descriptor and
 // answers them itself, which costs one wake-up per round trip. Before a
-// request that may wait it makes another worker the reader. Go-fuse's own
+// request that may wait (see waits) it makes another worker the reader and
+// gives it the input buffer, which for a writable file system is large: there
+// are as many as readers and large requests in progress. Go-fuse's own
 // server hands over for each request and takes nearly twice as long per round
 // trip (BenchmarkRoundTrip).
 type Server struct {
-	rfs   fuse.RawFileSystem
-	quick quickReader // rfs, or nil
-	ps    *fuse.ProtocolServer
-	fd    int // of /dev/fuse, non-blocking
-	stop  int // eventfd: readable once Close was called
-	looks int // of the reader before it sleeps
-	log   *slog.Logger
+	rfs      fuse.RawFileSystem
+	quick    QuickReader // rfs, or nil
+	writable bool        // rfs is a Writer
+	ps       *fuse.ProtocolServer
+	fd       int // of /dev/fuse, non-blocking
+	stop     int // eventfd: readable once Close was called
+	looks    int // of the reader before it sleeps
+	log      *slog.Logger
 
 	workers  sync.WaitGroup
 	running  atomic.Int32
 	idle     atomic.Int32
-	baton    chan struct{} // received by the idle worker that becomes the reader
+	large    atomic.Int32 // workers that keep an input buffer without being the reader
+	baton    chan []byte  // received by the idle worker that becomes the reader: the input buffer
 	once     sync.Once
 	down     chan struct{} // closed when the reader found the file system gone
 	finished chan struct{} // closed when all workers have returned
 	err      error         // why, nil after an unmount; set before down is closed
 
-	mu       sync.Mutex // for wake against release
+	closing  sync.RWMutex // for whoever uses a descriptor outside of the workers
 	released bool
 
-	replies   sync.Pool // *[]byte of largeReply
-	counts    [opCount]atomic.Uint64
-	readBytes atomic.Uint64
-	failed    atomic.Uint64 // replies with EIO
+	passthrough bool // settled before the first request is read
+	writeback   bool
+	noOpen      atomic.Bool // OPEN has been answered ENOSYS
+
+	inputs     sync.Pool            // *[]byte of inputSize, or of a header and maxWrite
+	replies    sync.Pool            // *[]byte of largeReply
+	slow       [opCount]atomic.Bool // the last request of this kind took long
+	counts     [opCount]atomic.Uint64
+	readBytes  atomic.Uint64
+	writeBytes atomic.Uint64
+	failed     atomic.Uint64 // replies with EIO
 }
 
 // worker is a goroutine with its buffers.
 type worker struct {
-	in, out  []byte
+	in       []byte // the input buffer, of the reader and of whom a large request keeps busy; or nil
+	own, out []byte // own: room for a request of smallInput
 	inv      [1][]byte
 	outv     [1][]byte
 	notFirst bool // another worker has become the reader
@@ -105,12 +109,16 @@ func Serve(ctx context.Context, rfs fuse.RawFileSystem, fd int, o Options) (*Ser
 	}
 	s := &Server{
 		rfs: rfs, fd: fd, stop: stop, log: o.Logger,
-		baton: make(chan struct{}), down: make(chan struct{}), finished: make(chan struct{}),
+		baton: make(chan []byte), down: make(chan struct{}), finished: make(chan struct{}),
 	}
-	s.quick, _ = rfs.(quickReader)
+	s.quick, _ = rfs.(QuickReader)
+	_, s.writable = rfs.(Writer)
+	s.passthrough = s.writable && privileged()
+	s.writeback = s.writable && !s.passthrough
 	if runtime.NumCPU() > 1 {
 		s.looks = 32
 	}
+	s.inputs.New = func() any { b := s.newInput(); return &b }
 	s.replies.New = func() any { b := make([]byte, largeReply); return &b }
 	s.ps = fuse.NewProtocolServer(rfs, s.mountOptions())
 	if err := s.init(ctx); err != nil {
@@ -118,7 +126,7 @@ func Serve(ctx context.Context, rfs fuse.RawFileSystem, fd int, o Options) (*Ser
 		return nil, fmt.Errorf("fuse server: %w", err)
 	}
 	s.running.Store(1)
-	s.workers.Go(func() { s.work(newWorker()) })
+	s.workers.Go(func() { s.work(newWorker(*s.inputs.Get().(*[]byte))) })
 	go func() {
 		s.workers.Wait()
 		s.release()
@@ -127,29 +135,18 @@ func Serve(ctx context.Context, rfs fuse.RawFileSystem, fd int, o Options) (*Ser
 	return s, nil
 }
 
-func (s *Server) mountOptions() *fuse.MountOptions {
-	return &fuse.MountOptions{
-		Name:                 subtype,
-		MaxWrite:             maxRead, // go-fuse derives max_pages from it
-		MaxBackground:        background,
-		EnableSymlinkCaching: true,
-		// Content never changes: no invalidation by mtime, which would also
-		// ask for attributes whenever a cached directory is read again.
-		ExplicitDataCacheControl: true,
-		ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_ASYNC_DIO,
-		// Useless without OPEN, and it would forbid a second stacked file
-		// system above.
-		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
-		Logger:               slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
-		PanicHandler: func(v any) fuse.Status {
-			s.log.Error("file system: panic", "value", v)
-			return fuse.EIO
-		},
-	}
+func newWorker(in []byte) *worker {
+	return &worker{in: in, own: make([]byte, smallInput), out: make([]byte, smallReply)}
 }
 
-func newWorker() *worker {
-	return &worker{in: make([]byte, inputSize), out: make([]byte, smallReply)}
+// newInput returns a buffer to read a request into. The data of a WRITE comes
+// to lie on a page.
+func (s *Server) newInput() []byte {
+	if !s.writable {
+		return make([]byte, inputSize)
+	}
+	page := unix.Getpagesize()
+	return make([]byte, page+maxWrite)[page-writeInSize:]
 }
 
 // init waits for INIT and answers it.
@@ -159,7 +156,7 @@ func (s *Server) init(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, s.wake)
 	defer stop()
-	w := newWorker()
+	w := newWorker(make([]byte, inputSize))
 	n, err := s.next(w.in)
 	if errors.Is(err, errStopped) {
 		return context.Cause(ctx)
@@ -176,16 +173,14 @@ func (s *Server) init(ctx context.Context) error {
 	if n < outHeaderSize+24 {
 		return fmt.Errorf("INIT: %w", unix.Errno(-int32(native.Uint32(w.out[4:]))))
 	}
-	// fuse_init_out: max_readahead at 8, max_write at 20. The kernel takes the
-	// lesser of max_readahead and what the mount's owner has set (Mount does);
-	// go-fuse would repeat the kernel's offer. Nothing is written, so max_write
-	// is the least there is: each worker's input buffer must be as large.
-	body := w.out[outHeaderSize:n]
-	native.PutUint32(body[8:], maxRead)
-	native.PutUint32(body[20:], 4096)
+	s.settle(w.out[outHeaderSize:n])
+	if a, ok := s.rfs.(Attacher); ok {
+		a.Attach(s)
+	}
 	if _, err := unix.Write(s.fd, w.out[:n]); err != nil {
 		return fmt.Errorf("INIT: %w", err)
 	}
+	s.probeBacking()
 	if !stop() { // wake has run or will: the server would end at once
 		return context.Cause(ctx)
 	}
@@ -201,8 +196,8 @@ var errStopped = errors.New("stopped")
 func (s *Server) wake() {
 	one := [8]byte{}
 	native.PutUint64(one[:], 1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.closing.RLock()
+	defer s.closing.RUnlock()
 	if !s.released {
 		unix.Write(s.stop, one[:])
 	}
@@ -211,8 +206,8 @@ func (s *Server) wake() {
 // release closes the descriptors. The last one of the mount's makes the
 // kernel abort all requests.
 func (s *Server) release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.closing.Lock()
+	defer s.closing.Unlock()
 	s.released = true
 	unix.Close(s.fd)
 	unix.Close(s.stop)
@@ -259,7 +254,15 @@ func (s *Server) work(w *worker) {
 			return
 		}
 		s.handle(w, w.in[:n])
-		if w.notFirst && !s.park(w) {
+		if !w.notFirst {
+			continue
+		}
+		if in := w.in; in != nil { // the request was a large one
+			w.in = nil
+			s.inputs.Put(&in)
+			s.large.Add(-1)
+		}
+		if !s.park(w) {
 			return
 		}
 	}
@@ -278,23 +281,40 @@ func (s *Server) end(err error) {
 }
 
 // handOver makes another worker the reader, before w does something that may
-// wait. Where there are too many already w remains it.
-func (s *Server) handOver(w *worker) {
+// wait; it returns where the request in is from then on. Where there are too
+// many workers already w remains the reader.
+func (s *Server) handOver(w *worker, in []byte) []byte {
 	if w.notFirst {
-		return
+		return in
+	}
+	next, keep := w.in, len(in) > len(w.own)
+	if keep {
+		if s.large.Add(1) > maxLarge {
+			s.large.Add(-1)
+			return in
+		}
+		next = *s.inputs.Get().(*[]byte)
+	} else {
+		in = w.own[:copy(w.own, in)]
 	}
 	select {
-	case s.baton <- struct{}{}:
-		w.notFirst = true
-		return
+	case s.baton <- next:
 	default:
-	}
-	if s.running.Add(1) > maxWorkers {
-		s.running.Add(-1)
-		return
+		if s.running.Add(1) > maxWorkers {
+			s.running.Add(-1)
+			if keep {
+				s.large.Add(-1)
+				s.inputs.Put(&next)
+			}
+			return in
+		}
+		s.workers.Go(func() { s.work(newWorker(next)) })
 	}
 	w.notFirst = true
-	s.workers.Go(func() { s.work(newWorker()) })
+	if !keep {
+		w.in = nil
+	}
+	return in
 }
 
 // park waits until w becomes the reader; it returns false if w is not needed.
@@ -304,7 +324,7 @@ func (s *Server) park(w *worker) bool {
 		return false
 	}
 	select {
-	case <-s.baton:
+	case w.in = <-s.baton:
 		w.notFirst = false
 		return true
 	case <-s.down:
@@ -319,22 +339,16 @@ func (s *Server) handle(w *worker, in []byte) {
 		return
 	}
 	op, unique := native.Uint32(in[4:]), native.Uint64(in[8:])
-	s.counts[min(op, opCount-1)].Add(1)
-
-	// The fixed part; then what the request says it has room for.
-	need := outHeaderSize + maxOutSize
-	switch op {
-	case opRead, opReaddir, opReaddirplus:
-		if len(in) >= readInSize {
-			need += int(native.Uint32(in[inHeaderSize+16:]))
-		}
-	case opGetxattr, opListxattr:
-		if len(in) >= inHeaderSize+8 {
-			need += int(native.Uint32(in[inHeaderSize:]))
-		}
+	kind := min(op, opCount-1)
+	s.counts[kind].Add(1)
+	if size := native.Uint32(in); int(size) != len(in) {
+		s.log.Warn("file system: incomplete request", "op", op, "bytes", len(in), "of", size)
+		s.reply(w, nil, unique, unix.EIO)
+		return
 	}
+
 	out := w.out
-	if need > len(out) {
+	if need := room(op, in); need > len(out) {
 		if need > largeReply {
 			s.reply(w, nil, unique, unix.EIO) // larger than what INIT agreed on
 			return
@@ -346,16 +360,18 @@ func (s *Server) handle(w *worker, in []byte) {
 
 	if op == opRead && len(in) >= readInSize && s.quick != nil {
 		node, off, size := native.Uint64(in[16:]), native.Uint64(in[inHeaderSize+8:]), native.Uint32(in[inHeaderSize+16:])
-		if n, ok := s.quick.quickRead(node, off, out[outHeaderSize:outHeaderSize+size]); ok {
+		if n, ok := s.quickRead(node, off, out[outHeaderSize:outHeaderSize+size]); ok {
 			s.reply(w, out[:outHeaderSize+n], unique, 0)
 			return
 		}
 	}
-	if op == opRead || s.quick == nil && waits(op) {
-		s.handOver(w)
+	if s.waits(op, in) {
+		in = s.handOver(w, in)
 	}
 	w.inv[0], w.outv[0] = in, out
+	start := time.Now()
 	n, status := s.ps.HandleRequest(w.inv[:], w.outv[:])
+	s.took(kind, time.Since(start))
 	switch {
 	case n >= outHeaderSize:
 		s.write(out[:n], op)
@@ -364,9 +380,15 @@ func (s *Server) handle(w *worker, in []byte) {
 	}
 }
 
-// waits tells whether a file system that is not a quickReader may wait at op.
-func waits(op uint32) bool {
-	return op != opForget && op != opBatchForget && op != opInterrupt && op != opDestroy
+// quickRead is the file system's, of which a panic must not end the server.
+func (s *Server) quickRead(node, off uint64, buf []byte) (n int, ok bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.log.Error("file system: panic", "value", v)
+			ok = false
+		}
+	}()
+	return s.quick.QuickRead(node, off, buf)
 }
 
 // reply sends a reply whose payload is in place behind the header.
@@ -384,8 +406,12 @@ func (s *Server) write(out []byte, op uint32) {
 	switch errno := unix.Errno(-int32(native.Uint32(out[4:]))); {
 	case errno == unix.EIO:
 		s.failed.Add(1)
+	case errno == unix.ENOSYS && op == opOpen:
+		s.noOpen.Store(true)
 	case op == opRead:
 		s.readBytes.Add(uint64(len(out) - outHeaderSize))
+	case op == opWrite && len(out) >= outHeaderSize+4:
+		s.writeBytes.Add(uint64(native.Uint32(out[outHeaderSize:])))
 	}
 	for {
 		_, err := unix.Write(s.fd, out)
