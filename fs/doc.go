@@ -4,7 +4,9 @@
 // layers, read-only, over FUSE; a [Layout] serves the whole store. [Serve]
 // runs either on the descriptor of a mounted /dev/fuse; [Mount] makes such a
 // descriptor, in the caller's namespaces, and [MountErofs] has the kernel
-// mount the index itself. [Unmount] undoes both.
+// mount the index itself, and [MountOverlay] puts kernel overlayfs with an
+// upper over either. [Unmount] undoes all three. A file system that can be
+// changed is a [Writer]; there is none in this package.
 //
 // Terms. A node ID is FUSE's name of an inode and is also its st_ino:
 //

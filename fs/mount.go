@@ -39,6 +39,21 @@ func (o MountFlags) bits() uintptr {
 	return f
 }
 
+// attributes are the bits as fsmount(2) has them.
+func (o MountFlags) attributes() int {
+	attrs := 0
+	if !o.Writable {
+		attrs |= unix.MOUNT_ATTR_RDONLY
+	}
+	if !o.Suid {
+		attrs |= unix.MOUNT_ATTR_NOSUID
+	}
+	if !o.Dev {
+		attrs |= unix.MOUNT_ATTR_NODEV
+	}
+	return attrs
+}
+
 const fuseDevice = "/dev/fuse"
 
 // Mount mounts a FUSE file system at target, an existing directory, in the
@@ -57,7 +72,9 @@ func Mount(target, source string, o MountFlags) (fd int, err error) {
 	defer dir.Close()
 	fd, err = mountDirect(dir, source, o)
 	if err == nil {
-		raiseReadAhead(dir.path)
+		if at, err := MountAt(dir.path); err == nil && at != nil && at.Imgfs() {
+			raiseReadAhead(at.Dev)
+		}
 		return fd, nil
 	}
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
@@ -171,13 +188,9 @@ func (m *mountpoint) check(target string, nonEmpty bool) error {
 
 // mountDirect is mount(2). EPERM and EACCES, wrapped, mean: try fusermount.
 func mountDirect(dir *mountpoint, source string, o MountFlags) (int, error) {
-	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	switch err {
-	case nil:
-	case unix.ENOENT, unix.ENODEV, unix.ENXIO:
-		return -1, noFuse(err)
-	default:
-		return -1, fault.New(fault.Denied, "%s: %w", fuseDevice, err)
+	fd, err := openFuse()
+	if err != nil {
+		return -1, err
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions,allow_other,max_read=%d",
 		fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxRead)
@@ -202,12 +215,8 @@ func noFuse(err error) error {
 // raiseReadAhead lets the kernel read 1 MiB ahead instead of 128 KiB. Only root
 // may; it comes to nothing elsewhere. It must precede INIT, as the kernel
 // takes the lesser of the two. Nothing here touches the mount itself.
-func raiseReadAhead(path string) {
-	at, err := MountAt(path)
-	if err != nil || at == nil || !at.Imgfs() {
-		return
-	}
-	name := filepath.Join("/sys/class/bdi", at.Dev, "read_ahead_kb")
+func raiseReadAhead(dev string) {
+	name := filepath.Join("/sys/class/bdi", dev, "read_ahead_kb")
 	if f, err := os.OpenFile(name, os.O_WRONLY, 0); err == nil {
 		f.WriteString(strconv.Itoa(maxRead >> 10))
 		f.Close()

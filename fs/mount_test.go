@@ -37,11 +37,22 @@ func helperMain() int {
 			}
 			data = append(data, &file{f: f})
 		}
-		fd, err := Mount(target, "test:helper", MountFlags{Suid: os.Getenv("FS_SUID") != ""})
+		upper := os.Getenv("FS_UPPER")
+		var fd int
+		var mnt *os.File
+		if upper == "" {
+			fd, err = Mount(target, "test:helper", MountFlags{Suid: os.Getenv("FS_SUID") != ""})
+		} else {
+			mnt, fd, err = MountDetached("test:helper", MountFlags{})
+		}
 		if err != nil {
 			return err
 		}
 		s, err := Serve(context.Background(), NewChain(img, data, Options{}), fd, Options{})
+		if err == nil && upper != "" {
+			err = MountOverlay(target, "test:helper", Overlay{Lower: mnt, Upper: upper, User: true}, MountFlags{})
+			mnt.Close()
+		}
 		if err != nil {
 			return errors.Join(err, Unmount(target, true))
 		}

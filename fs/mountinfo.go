@@ -22,9 +22,18 @@ type MountPoint struct {
 }
 
 // Imgfs reports whether imgfs made the mount, for whatever store: it is a FUSE
-// mount of ours, or one that MountErofs made of a store's chain index.
+// mount of ours, one that MountErofs made of a store's chain index, or one of
+// MountOverlay.
 func (m *MountPoint) Imgfs() bool {
-	return m.Type == "fuse."+subtype || m.Type == erofsType && isChainIndex(m.Source)
+	switch m.Type {
+	case "fuse." + subtype:
+		return true
+	case erofsType:
+		return isChainIndex(m.Source)
+	case overlayType:
+		return strings.HasPrefix(m.Source, overlaySource)
+	}
+	return false
 }
 
 // isChainIndex reports whether path ends as a store's chain indexes do, in
