@@ -53,8 +53,9 @@ type engine struct {
 
 	mu       sync.Mutex // guards the rest
 	mounts   map[string]*mount
-	targets  map[place]string // in use, or about to be, by the mount of that ID
-	pulls    int              // under way
+	targets  map[place]string     // in use, or about to be, by the mount of that ID
+	uppers   map[string]usedUpper // by path
+	pulls    int                  // under way
 	problems []string
 	leaving  bool // no new mounts
 	kept     bool // records outlive the mounts: the next daemon mounts again
@@ -74,6 +75,7 @@ func openEngine(p Paths, act *activity, log *slog.Logger) (*engine, error) {
 		gone:    make(chan struct{}),
 		mounts:  map[string]*mount{},
 		targets: map[place]string{},
+		uppers:  map[string]usedUpper{},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.tidy = time.AfterFunc(tidyAfter, debug.FreeOSMemory)

@@ -228,11 +228,11 @@ func repositories(refs []string) int {
 }
 
 // staleOwners returns the owners of layers that a kill has left: its pulls,
-// and images that have no record any more.
+// and images and uppers that are no more.
 //
 // Preconditions: nothing is pulled yet.
 func (e *engine) staleOwners() []string {
-	stale := e.layers.Owners(pullOwner)
+	stale := append(e.layers.Owners(pullOwner), e.staleUppers()...)
 	for _, o := range e.layers.Owners(imageOwner) {
 		_, err := e.images.Get(id.ImageID(strings.TrimPrefix(o, imageOwner)))
 		if fault.KindOf(err) == fault.NotFound {

@@ -18,8 +18,10 @@ import (
 	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
-	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/lower"
+	"github.com/imgfs/imgfs/internal/upperdir"
 	"github.com/imgfs/imgfs/layerdb"
+	"github.com/imgfs/imgfs/union/overlay"
 )
 
 // place is where a mount is: a path means something only in its namespace.
@@ -29,7 +31,7 @@ type place struct{ mountNS, target string }
 type mount struct {
 	rec    record
 	tree   *tree
-	server *fs.Server    // nil for driver erofs
+	server *fs.Server    // nil for driver erofs; for overlay, of what lies below
 	gone   chan struct{} // closed when the record has been dropped
 	once   sync.Once
 	ended  chan struct{} // driver erofs: closed when the kernel has no mount any more
@@ -49,6 +51,7 @@ func (m *mount) end() { m.once.Do(func() { close(m.ended) }) }
 // tree is what a mount shows, with what it holds open for it.
 type tree struct {
 	chain  *layerdb.Chain // nil for the layout view
+	upper  *upperdir.Dir  // nil: read-only; engine.leaveUpper closes it
 	serve  func(ctx context.Context, fd int) (*fs.Server, error)
 	close  func()
 	source string // first column of the mount table
@@ -106,6 +109,7 @@ func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report f
 	rec := record{
 		ID: id, Target: req.Target, Driver: req.Driver, Layout: req.Layout,
 		Suid: req.Suid, Dev: req.Dev, MountNS: req.MountNS, UserNS: req.UserNS,
+		Mode: req.Mode, Upper: req.Upper, UpperDir: req.UpperDir, Tmp: req.Tmp, Squash: req.Squash,
 	}
 	if req.Layout {
 		rec.Registry, rec.auth, rec.Platform = withoutSecrets(req.Registry), &req.Registry, req.Platform
@@ -129,10 +133,8 @@ func withoutSecrets(r engineapi.RegistryOptions) engineapi.RegistryOptions {
 //
 // Preconditions: the place is reserved.
 func (e *engine) makeMount(ctx context.Context, req engineapi.MountRequest, rec record, report func(engineapi.Progress), exchange engineapi.Exchange) (_ *mount, err error) {
-	if req.Driver == "erofs" {
-		if err := e.checkErofs(req); err != nil {
-			return nil, err
-		}
+	if err := e.checkDriver(req); err != nil {
+		return nil, err
 	}
 	t, err := e.prepare(ctx, req, &rec, report)
 	if err != nil {
@@ -140,55 +142,67 @@ func (e *engine) makeMount(ctx context.Context, req engineapi.MountRequest, rec 
 	}
 	before, err := seenAt(rec.Target)
 	if err != nil {
-		t.close()
+		e.closeTree(&rec, t, false)
 		return nil, err
 	}
 	defer func() {
 		if err == nil {
 			return
 		}
-		t.close()
 		if ctx.Err() != nil && rec.MountNS == e.mountNS {
 			e.sweepTarget(&rec, before)
 		}
+		e.closeTree(&rec, t, false)
 	}()
-	ready := engineapi.MountReady{ID: rec.ID, Source: t.source}
-	if req.Driver == "erofs" {
-		ready.Index, ready.Devices = t.chain.IndexPath(), t.chain.DataPaths()
-	}
-	reply, fd, err := exchange(ready)
-	if err != nil {
-		return nil, err
-	}
-	rec.Created = time.Now()
-	if req.Driver == "erofs" {
-		if fd != nil {
-			fd.Close()
+	if rec.Driver == "fuse" {
+		_, fd, err := exchange(engineapi.MountReady{ID: rec.ID, Source: t.source})
+		if err != nil {
+			return nil, err
 		}
-		rec.Device = reply.Dev
-		return e.adopt(rec, t, nil)
+		rec.Created = time.Now()
+		return e.serve(ctx, rec, t, fd)
 	}
-	return e.serve(ctx, rec, t, fd)
+	return e.makeKernelMount(ctx, rec, t, exchange)
 }
 
 // prepare brings in what req names and fills in rec.
 func (e *engine) prepare(ctx context.Context, req engineapi.MountRequest, rec *record, report func(engineapi.Progress)) (*tree, error) {
-	if !req.Layout {
-		img, err := e.imageFor(ctx, req, report)
-		if err != nil {
+	if req.Layout {
+		rec.Source = "imgfs-layout"
+		return e.openTree(ctx, rec, nil)
+	}
+	info, err := e.knownUpper(&req)
+	if err != nil {
+		return nil, err
+	}
+	img, err := e.imageOver(ctx, req, info, report)
+	if err != nil {
+		return nil, err
+	}
+	rec.setImage(img)
+	if !rec.writable() {
+		return e.openTree(ctx, rec, nil)
+	}
+	if info != nil && !req.Force {
+		if err := checkUpperImage(info, rec); err != nil {
 			return nil, err
 		}
-		rec.Image, rec.ImageID, rec.Source = img.name, img.id, img.name
-		rec.Layers = img.layers
-		rec.ChainID = id.Chain(rec.Layers)
-	} else {
-		rec.Source = "imgfs-layout"
 	}
-	return e.openTree(ctx, rec)
+	d, err := e.openUpper(rec, info == nil)
+	if err != nil {
+		return nil, err
+	}
+	t, err := e.openTree(ctx, rec, d)
+	if err != nil {
+		e.leaveUpper(rec, d, false)
+		return nil, err
+	}
+	return t, nil
 }
 
-// openTree opens what a record shows.
-func (e *engine) openTree(ctx context.Context, rec *record) (*tree, error) {
+// openTree opens what a record shows, over which d, if not nil, is laid; d stays
+// the caller's if that fails.
+func (e *engine) openTree(ctx context.Context, rec *record, d *upperdir.Dir) (*tree, error) {
 	if rec.Layout {
 		return e.openLayout(rec)
 	}
@@ -197,16 +211,55 @@ func (e *engine) openTree(ctx context.Context, rec *record) (*tree, error) {
 		return nil, err
 	}
 	chain.Image().Prefetch() // whoever mounts is about to look
-	t := &tree{chain: chain, source: rec.Source, close: chain.Release}
+	t := &tree{chain: chain, upper: d, source: rec.Source, close: chain.Release}
 	o := fs.Options{Logger: e.log.With("mount", rec.ID)}
-	t.serve = func(ctx context.Context, fd int) (*fs.Server, error) {
-		return fs.Serve(ctx, fs.NewChain(chain.Image(), dataOf(chain), o), fd, o)
+	if d != nil {
+		if err := d.Seed(chain.Image()); err != nil {
+			chain.Release()
+			return nil, adviseUpper(err, rec.Upper, d.Path())
+		}
 	}
+	if d == nil || rec.Driver != "fuse" { // kernel drivers change the upper by themselves
+		t.serve = func(ctx context.Context, fd int) (*fs.Server, error) {
+			return fs.Serve(ctx, fs.NewChain(chain.Image(), dataOf(chain), o), fd, o)
+		}
+		return t, nil
+	}
+	low := lower.New(chain.Image(), dataOf(chain), 0, lower.Root)
+	u, err := overlay.New(&low, d, overlay.Options{Logger: o.Logger, Volatile: rec.Tmp, Squash: rec.Squash})
+	if err != nil {
+		chain.Release()
+		return nil, adviseUpper(err, rec.Upper, d.Path())
+	}
+	t.serve = func(ctx context.Context, fd int) (*fs.Server, error) { return fs.Serve(ctx, u, fd, o) }
 	return t, nil
+}
+
+// closeTree ends the use of a tree. Unless keep is set, its upper is dropped if
+// there is no reason to keep it.
+func (e *engine) closeTree(rec *record, t *tree, keep bool) {
+	if t.upper != nil {
+		e.leaveUpper(rec, t.upper, keep)
+	}
+	t.close()
 }
 
 // serve answers the kernel on fd, which it owns, and records the mount.
 func (e *engine) serve(ctx context.Context, rec record, t *tree, fd *os.File) (*mount, error) {
+	srv, err := startServer(ctx, t, fd)
+	if err != nil {
+		return nil, err
+	}
+	m, err := e.adopt(rec, t, srv)
+	if err != nil {
+		srv.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// startServer answers the kernel on fd, which it owns.
+func startServer(ctx context.Context, t *tree, fd *os.File) (*fs.Server, error) {
 	if fd == nil {
 		return nil, fault.New(fault.Invalid, "mount reply: no descriptor")
 	}
@@ -220,16 +273,7 @@ func (e *engine) serve(ctx context.Context, rec record, t *tree, fd *os.File) (*
 	if err != nil {
 		return nil, fmt.Errorf("fuse descriptor: %w", err)
 	}
-	srv, err := t.serve(ctx, raw)
-	if err != nil {
-		return nil, err
-	}
-	m, err := e.adopt(rec, t, srv)
-	if err != nil {
-		srv.Close()
-		return nil, err
-	}
-	return m, nil
+	return t.serve(ctx, raw)
 }
 
 // checkFuse returns nil if f is /dev/fuse: character device 10:229.
@@ -245,7 +289,7 @@ func checkFuse(f *os.File) error {
 }
 
 // adopt records a mount that works and follows it to its end. srv is nil for
-// driver erofs.
+// driver erofs. When it fails, t stays the caller's.
 func (e *engine) adopt(rec record, t *tree, srv *fs.Server) (*mount, error) {
 	if !e.act.begin() {
 		return nil, fault.New(fault.Unavailable, "the daemon is leaving")
@@ -286,10 +330,10 @@ func (e *engine) follow(m *mount) {
 	} else {
 		<-m.ended
 	}
-	m.tree.close()
 	e.mu.Lock()
 	kept := e.kept
 	e.mu.Unlock()
+	e.closeTree(&m.rec, m.tree, kept)
 	if !kept {
 		if err := dropRecord(e.db, m.rec.ID); err != nil {
 			e.log.Error("mount ended", "mount", m.rec.ID, "err", err)
@@ -365,21 +409,6 @@ func (e *engine) unmountAll(live []*mount) error {
 func (m *mount) stands() bool {
 	at, err := fs.MountAt(m.rec.Target)
 	return err != nil || at != nil
-}
-
-// checkErofs refuses what the driver cannot do: the kernel mounts from the
-// store's files for root alone, and the end of a mount can be seen in the
-// daemon's own mount namespace alone.
-func (e *engine) checkErofs(req engineapi.MountRequest) error {
-	switch {
-	case req.Layout:
-		return fault.New(fault.Invalid, "the layout view needs driver fuse")
-	case !Privileged():
-		return fault.WithHint(fault.New(fault.Invalid, "driver erofs needs root (CAP_SYS_ADMIN outside of any user namespace)"), "use --driver fuse")
-	case req.MountNS != e.mountNS:
-		return fault.WithHint(fault.New(fault.Invalid, "driver erofs works in the daemon's mount namespace only"), "use --driver fuse")
-	}
-	return nil
 }
 
 // newID returns 12 hexadecimal digits.

@@ -192,3 +192,7 @@ func (p Paths) makeRoot() error {
 func (p Paths) lockFile() string  { return filepath.Join(p.Root, "lock") }
 func (p Paths) startLock() string { return filepath.Join(p.Root, "start.lock") }
 func (p Paths) logFile() string   { return filepath.Join(p.Root, "daemon.log") }
+func (p Paths) uppers() string    { return filepath.Join(p.Root, "uppers") }
+
+// Upper returns the directory of the upper called name.
+func (p Paths) Upper(name string) string { return filepath.Join(p.uppers(), name) }

@@ -43,6 +43,7 @@ func (e *engine) reconcile(ctx context.Context) {
 		}
 		if err != nil {
 			e.problem("mount of %s on %s is not restored: %v", r.Source, r.Target, err)
+			e.forgetUpper(&r)
 			e.forget(r.ID)
 		}
 	}
@@ -51,6 +52,17 @@ func (e *engine) reconcile(ctx context.Context) {
 func (e *engine) forget(id string) {
 	if err := dropRecord(e.db, id); err != nil {
 		e.log.Error("reconciliation", "mount", id, "err", err)
+	}
+}
+
+// forgetUpper drops the upper that was to go with a mount; others are looked at
+// by sweepUppers.
+func (e *engine) forgetUpper(r *record) {
+	if r.Upper == "" || !r.Tmp || checkUpperName(r.Upper) != nil {
+		return
+	}
+	if err := e.dropUpper(r.Upper); err != nil {
+		e.problem("upper %s is not dropped: %v", r.Upper, err)
 	}
 }
 
@@ -79,42 +91,72 @@ func (e *engine) restoreAt(ctx context.Context, r record) error {
 	if top == nil {
 		return errors.New("nothing is mounted there any more")
 	}
-	if r.Driver == "erofs" {
-		if !top.Imgfs() || top.Dev != r.Device {
-			return errors.New("something else is mounted there")
-		}
-		t, err := e.openTree(ctx, &r)
-		if err != nil {
-			return err
-		}
-		if _, err := e.adopt(r, t, nil); err != nil {
-			t.close()
-			return err
-		}
-		return nil
+	if r.Driver == "erofs" && top.Imgfs() && top.Dev == r.Device {
+		return e.readopt(ctx, r)
 	}
-	if !top.Imgfs() || top.Source != r.Source || !dead(r.Target) {
+	if !top.Imgfs() || !e.ours(&r, top) {
 		return errors.New("something else is mounted there")
 	}
 	// From here on the dead mount is taken away, whatever else fails.
 	if err := fs.Unmount(r.Target, true); err != nil {
 		return err
 	}
-	t, err := e.openTree(ctx, &r)
+	t, err := e.reopen(ctx, &r)
 	if err != nil {
 		return err
 	}
 	if err := e.remount(ctx, r, t); err != nil {
-		t.close()
+		e.closeTree(&r, t, true)
 		return err
 	}
 	e.log.Info("mount restored", "mount", r.ID, "target", r.Target)
 	return nil
 }
 
+// ours reports whether what is at a record's target is its mount, dead.
+func (e *engine) ours(r *record, top *fs.MountPoint) bool {
+	if r.Driver == "overlay" {
+		return top.Dev == r.Device
+	}
+	return r.Driver == "fuse" && top.Source == r.Source && dead(r.Target)
+}
+
+// readopt follows a mount of the kernel's own again.
+func (e *engine) readopt(ctx context.Context, r record) error {
+	t, err := e.reopen(ctx, &r)
+	if err != nil {
+		return err
+	}
+	if _, err := e.adopt(r, t, nil); err != nil {
+		e.closeTree(&r, t, true)
+		return err
+	}
+	return nil
+}
+
+// reopen opens what a record shows, with its upper.
+func (e *engine) reopen(ctx context.Context, r *record) (*tree, error) {
+	if !r.writable() {
+		return e.openTree(ctx, r, nil)
+	}
+	d, err := e.openUpper(r, false)
+	if err != nil {
+		return nil, err
+	}
+	t, err := e.openTree(ctx, r, d)
+	if err != nil {
+		e.leaveUpper(r, d, true)
+		return nil, err
+	}
+	return t, nil
+}
+
 // remount mounts from within the daemon what a CLI had mounted.
 func (e *engine) remount(ctx context.Context, r record, t *tree) error {
-	fd, err := fs.Mount(r.Target, r.Source, fs.MountFlags{Suid: r.Suid, Dev: r.Dev, NonEmpty: true, Checked: true})
+	if r.Driver == "overlay" {
+		return e.remountOverlay(ctx, r, t)
+	}
+	fd, err := fs.Mount(r.Target, r.Source, r.flags())
 	if err != nil {
 		return err
 	}
@@ -122,6 +164,11 @@ func (e *engine) remount(ctx context.Context, r record, t *tree) error {
 		return errors.Join(err, fs.Unmount(r.Target, true))
 	}
 	return nil
+}
+
+// flags are those of a mount that the daemon makes again.
+func (r *record) flags() fs.MountFlags {
+	return fs.MountFlags{Suid: r.Suid, Dev: r.Dev, Writable: r.writable(), NonEmpty: true, Checked: true}
 }
 
 // dead reports whether the FUSE mount at target has lost its server. The

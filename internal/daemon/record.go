@@ -32,8 +32,15 @@ type record struct {
 	Dev     bool        `json:"dev,omitempty"`
 	MountNS string      `json:"mountNS"`
 	UserNS  string      `json:"userNS"`
-	Device  string      `json:"device,omitempty"` // erofs: major:minor
+	Device  string      `json:"device,omitempty"` // erofs, overlay: major:minor
 	Created time.Time   `json:"created"`
+
+	// Writable: the upper is either the store's, by name, or the user's directory.
+	Mode     string `json:"mode,omitempty"` // ro ("" too) or rw
+	Upper    string `json:"upper,omitempty"`
+	UpperDir string `json:"upperDir,omitempty"`
+	Tmp      bool   `json:"tmp,omitempty"`    // the upper goes with the mount
+	Squash   bool   `json:"squash,omitempty"` // the mounting user stands for root in the tree
 
 	// Layout view: how to fetch names not yet known.
 	Platform string                     `json:"platform,omitempty"`
@@ -42,11 +49,18 @@ type record struct {
 }
 
 func (r *record) mount() engineapi.Mount {
-	return engineapi.Mount{
+	m := engineapi.Mount{
 		ID: r.ID, Target: r.Target, Image: r.Image, ImageID: r.ImageID, ChainID: r.ChainID,
 		Driver: r.Driver, Mode: "ro", Layout: r.Layout, Created: r.Created,
+		Upper: r.Upper, UpperDir: r.UpperDir, Tmp: r.Tmp,
 	}
+	if r.writable() {
+		m.Mode = "rw"
+	}
+	return m
 }
+
+func (r *record) writable() bool { return r.Mode == "rw" }
 
 // saveRecord returns when the record is on the disk.
 func saveRecord(db *badger.DB, r *record) error {

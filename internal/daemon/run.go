@@ -93,6 +93,9 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 		log = slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: o.Level}))
 	}
 	debug.SetGCPercent(gcPercent)
+	if err := raiseFiles(); err != nil {
+		log.Warn("limit of open files", "err", err)
+	}
 
 	idle := o.Idle
 	if idle == 0 {
@@ -110,6 +113,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	defer func() { err = errors.Join(err, e.close(keep)) }()
 	stale := e.staleOwners()
 	e.reconcile(ctx)
+	e.sweepUppers()
 	// Only now: what they held may be all that a mount has.
 	if err := e.dropOwners(stale); err != nil {
 		return err

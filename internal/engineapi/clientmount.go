@@ -15,9 +15,10 @@ import (
 )
 
 // MountFunc mounts what the daemon has made ready, in the caller's own
-// namespaces. Driver fuse: fd is the mounted /dev/fuse, which Client.Mount
-// sends and closes; otherwise -1. Its error is told to the daemon, which then
-// forgets the mount, and returned by Client.Mount.
+// namespaces; for driver overlay it is called twice. Where it mounts FUSE, fd
+// is the mounted /dev/fuse, which Client.Mount sends and closes; otherwise -1.
+// Its error is told to the daemon, which then forgets the mount, and returned
+// by Client.Mount.
 type MountFunc func(MountReady) (fd int, reply MountReply, err error)
 
 // Mount asks the daemon for a tree and mounts it. report, if not nil, is
@@ -67,9 +68,6 @@ func (c *Client) mountOnce(ctx context.Context, req MountRequest, report func(Pr
 		case ev.Done != nil:
 			return *ev.Done, nil
 		case ev.Ready != nil:
-			if answered {
-				return Mount{}, errors.New("daemon: asked twice for the mount")
-			}
 			answered = true
 			fd, reply, err := mount(*ev.Ready)
 			if err != nil {

@@ -26,6 +26,7 @@ type engine struct {
 	pull    func(PullRequest, func(Progress)) (PullResult, error)
 	mount   func(context.Context, MountRequest, func(Progress), Exchange) (Mount, error)
 	gone    chan struct{}
+	removed []string // uppers, and those converted
 }
 
 func (e *engine) Images(context.Context) ([]ImageSummary, error) { return e.images, nil }
@@ -59,6 +60,27 @@ func (e *engine) Mount(ctx context.Context, req MountRequest, report func(Progre
 }
 
 func (e *engine) WaitGone(_ context.Context, id string) error { return nil }
+
+func (e *engine) Uppers(context.Context) ([]Upper, error) {
+	return []Upper{{Name: "ubuntu-1", Image: "ubuntu:14.04", Size: 5}}, nil
+}
+
+func (e *engine) Upper(_ context.Context, name string) (Upper, error) {
+	if name != "ubuntu-1" {
+		return Upper{}, fault.New(fault.NotFound, "no such upper: %s", name)
+	}
+	return Upper{Name: name}, nil
+}
+
+func (e *engine) RemoveUpper(_ context.Context, name string) error {
+	e.removed = append(e.removed, name)
+	return e.err
+}
+
+func (e *engine) ConvertUpper(_ context.Context, name string, req ConvertRequest) error {
+	e.removed = append(e.removed, name+" to "+req.Xattrs)
+	return e.err
+}
 
 func (e *engine) Status(context.Context) (Status, error) { return Status{Version: "v", Images: 2}, nil }
 

@@ -38,11 +38,25 @@ type Puller interface {
 type Mounts interface {
 	Mounts(ctx context.Context) ([]Mount, error)
 	// Mount prepares a tree, has it mounted by exchange, serves and records
-	// it. exchange hands the ownership of fd (nil for driver erofs) over. ctx
-	// ends when the client has gone.
+	// it. exchange, called twice for driver overlay, hands the ownership of fd
+	// (nil where no FUSE was to be mounted) over. ctx ends when the client has
+	// gone.
 	Mount(ctx context.Context, req MountRequest, report func(Progress), exchange Exchange) (Mount, error)
-	// WaitGone returns when there is no mount of that id.
+	// WaitGone returns when there is no mount of that id, and what becomes of
+	// its upper is decided.
 	WaitGone(ctx context.Context, id string) error
+}
+
+// Uppers is what the routes of uppers need.
+type Uppers interface {
+	// Uppers returns all uppers of the store, in any order.
+	Uppers(ctx context.Context) ([]Upper, error)
+	// Upper returns one.
+	Upper(ctx context.Context, name string) (Upper, error)
+	// RemoveUpper removes one that is not in use, with all its changes.
+	RemoveUpper(ctx context.Context, name string) error
+	// ConvertUpper rewrites one that is not in use for kernel overlayfs.
+	ConvertUpper(ctx context.Context, name string, req ConvertRequest) error
 }
 
 // Exchange sends Ready to the client and waits for its answer; an answer that
@@ -63,6 +77,7 @@ type Engine interface {
 	Images
 	Puller
 	Mounts
+	Uppers
 	Lifecycle
 }
 
@@ -83,6 +98,8 @@ const (
 //	GET    /containers/json         (empty; containers/create and build: 501)
 //	GET    /imgfs/v1/mounts         POST /imgfs/v1/mounts (upgrade)
 //	POST   /imgfs/v1/mounts/{id}/wait
+//	GET    /imgfs/v1/uppers         GET, DELETE /imgfs/v1/uppers/{name}
+//	POST   /imgfs/v1/uppers/{name}/convert
 //	GET    /imgfs/v1/status         POST /imgfs/v1/gc, /imgfs/v1/shutdown
 func NewServer(e Engine, log *slog.Logger) *http.Server {
 	s := &server{engine: e, log: log, build: ThisBuild()}
@@ -143,6 +160,8 @@ func (s *server) route(w http.ResponseWriter, r *http.Request, path string) erro
 		return replyOf(w, r, s.engine.Mounts)
 	case "POST /imgfs/v1/mounts":
 		return s.mount(w, r)
+	case "GET /imgfs/v1/uppers":
+		return replyOf(w, r, s.engine.Uppers)
 	case "GET /imgfs/v1/status":
 		return replyOf(w, r, s.engine.Status)
 	case "POST /imgfs/v1/gc":
@@ -156,6 +175,9 @@ func (s *server) route(w http.ResponseWriter, r *http.Request, path string) erro
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return nil
+	}
+	if rest, ok := between(path, "/imgfs/v1/uppers/", ""); ok {
+		return s.upper(w, r, rest)
 	}
 	if name, ok := between(path, "/images/", "/json"); ok && r.Method == http.MethodGet {
 		img, err := s.engine.Inspect(r.Context(), name)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,6 +23,9 @@ import (
 
 // maxReplyLine bounds a MountReply, in bytes.
 const maxReplyLine = 16 << 10
+
+// maxReplies is how many times a client answers for one mount.
+const maxReplies = 2
 
 // lastWord is how long a daemon that leaves tries to tell a client so.
 const lastWord = time.Second
@@ -58,10 +62,10 @@ func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 	// A client that has been stopped reads nothing, and must not keep a daemon
 	// that leaves.
 	defer context.AfterFunc(r.Context(), func() { uc.SetWriteDeadline(time.Now().Add(lastWord)) })()
-	x := &exchange{conn: uc, replies: make(chan cliReply, 1)}
+	x := &exchange{conn: uc, replies: make(chan cliReply, maxReplies)}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		defer cancel() // after its one reply the client has only to listen; its end ends the mount
+		defer cancel() // the client's end ends the mount
 		x.read()
 	})
 	m, err := s.engine.Mount(ctx, req, x.progress, func(r MountReady) (MountReply, *os.File, error) { return x.do(ctx, r) })
@@ -92,24 +96,46 @@ func unixConn(c net.Conn) *net.UnixConn {
 // check refuses what no CLI sends.
 func (r *MountRequest) check() error {
 	switch {
-	case (r.Image == "") != r.Layout:
+	case r.Layout == (r.Image != "" || r.Upper != "" || r.UpperDir != ""):
 		return fault.New(fault.Invalid, "mount request: either an image or the layout view")
-	case !filepath.IsAbs(r.Target) || filepath.Clean(r.Target) != r.Target || strings.ContainsRune(r.Target, 0):
+	case !cleanPath(r.Target):
 		return fault.New(fault.Invalid, "mount request: target %q is not a clean absolute path", r.Target)
-	case r.Driver != "fuse" && r.Driver != "erofs":
+	case !slices.Contains([]string{"fuse", "overlay", "erofs"}, r.Driver):
 		return fault.New(fault.Invalid, "mount request: unknown driver %q", r.Driver)
+	case !slices.Contains([]string{"", "missing", "always", "never"}, r.Pull):
+		return fault.New(fault.Invalid, "mount request: unknown pull policy %q", r.Pull)
+	case !slices.Contains([]string{"", "ro", "rw"}, r.Mode):
+		return fault.New(fault.Invalid, "mount request: unknown mode %q", r.Mode)
 	}
-	switch r.Pull {
-	case "", "missing", "always", "never":
-		return nil
+	return r.checkUpper()
+}
+
+// checkUpper refuses what cannot be said of an upper.
+func (r *MountRequest) checkUpper() error {
+	named := r.Upper != "" || r.UpperDir != ""
+	switch {
+	case r.Mode != "rw" && (named || r.Tmp || r.Force):
+		return fault.New(fault.Invalid, "mount request: a read-only mount has no upper")
+	case r.Mode != "rw" && r.Driver == "overlay":
+		return fault.New(fault.Invalid, "mount request: driver overlay is for writable mounts")
+	case r.Mode == "rw" && r.Layout:
+		return fault.New(fault.Invalid, "mount request: the layout view is read-only")
+	case r.Upper != "" && r.UpperDir != "", r.Tmp && named:
+		return fault.New(fault.Invalid, "mount request: more than one upper")
+	case r.UpperDir != "" && !cleanPath(r.UpperDir):
+		return fault.New(fault.Invalid, "mount request: upper %q is not a clean absolute path", r.UpperDir)
 	}
-	return fault.New(fault.Invalid, "mount request: unknown pull policy %q", r.Pull)
+	return nil
+}
+
+func cleanPath(p string) bool {
+	return filepath.IsAbs(p) && filepath.Clean(p) == p && !strings.ContainsRune(p, 0)
 }
 
 // exchange is the daemon's end of an upgraded connection.
 type exchange struct {
 	conn    *net.UnixConn
-	replies chan cliReply // at most one, then closed
+	replies chan cliReply // at most maxReplies, then closed
 }
 
 type cliReply struct {
@@ -118,14 +144,16 @@ type cliReply struct {
 	err error
 }
 
-// read delivers the client's one reply and returns when the client is gone.
+// read delivers the client's replies and returns when the client is gone.
 func (x *exchange) read() {
 	defer close(x.replies)
-	rep, ok := x.readReply()
-	if !ok {
-		return
+	for range maxReplies {
+		rep, ok := x.readReply()
+		if !ok {
+			return
+		}
+		x.replies <- rep
 	}
-	x.replies <- rep
 	x.conn.Read(make([]byte, 1)) // blocks until the end
 }
 

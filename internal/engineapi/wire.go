@@ -41,12 +41,20 @@ type RegistryOptions struct {
 
 // MountRequest is the body of POST /imgfs/v1/mounts. The reply is 101; from
 // then on both sides write one JSON object per line: the daemon MountEvents,
-// the CLI one MountReply, with the FUSE descriptor as SCM_RIGHTS beside it.
+// the CLI one MountReply to each Ready, with the FUSE descriptor, where it has
+// one to give, as SCM_RIGHTS beside it.
 type MountRequest struct {
-	Image    string          `json:"image,omitempty"`  // reference, image ID or prefix, or oci: / oci-archive: / docker-archive: source
-	Layout   bool            `json:"layout,omitempty"` // the layout view instead of an image
-	Target   string          `json:"target"`           // absolute, symlinks resolved
-	Driver   string          `json:"driver"`           // fuse, erofs
+	Image    string          `json:"image,omitempty"`    // reference, image ID or prefix, or oci: / oci-archive: / docker-archive: source
+	Layout   bool            `json:"layout,omitempty"`   // the layout view instead of an image
+	Target   string          `json:"target"`             // absolute, symlinks resolved
+	Driver   string          `json:"driver"`             // fuse, overlay, erofs
+	Mode     string          `json:"mode,omitempty"`     // ro (default) or rw
+	Upper    string          `json:"upper,omitempty"`    // rw: name of one that is there; the image may then be left out
+	UpperDir string          `json:"upperDir,omitempty"` // rw: absolute, an upper anywhere, made if it is not there
+	UpperAt  string          `json:"upperAt,omitempty"`  // "dev:ino" of UpperDir as the CLI sees it
+	Tmp      bool            `json:"tmp,omitempty"`      // rw: drop the changes at the end
+	Force    bool            `json:"force,omitempty"`    // take an upper of another image
+	Squash   bool            `json:"squash,omitempty"`   // the CLI's user stands for root in the tree
 	Platform string          `json:"platform,omitempty"`
 	Pull     string          `json:"pull,omitempty"` // missing (default), always, never
 	Suid     bool            `json:"suid,omitempty"`
@@ -59,24 +67,38 @@ type MountRequest struct {
 // MountEvent is one line from the daemon: exactly one field is set.
 type MountEvent struct {
 	Progress *Progress   `json:"progress,omitempty"`
-	Ready    *MountReady `json:"ready,omitempty"` // the CLI now mounts and answers with a MountReply
+	Ready    *MountReady `json:"ready,omitempty"` // the CLI now mounts and answers with a MountReply; twice for driver overlay
 	Done     *Mount      `json:"done,omitempty"`  // last
 	Error    *Error      `json:"error,omitempty"` // last
 }
 
-// MountReady tells the CLI what to mount.
+// MountReady tells the CLI what to mount:
+//
+//	driver, mode      first Ready                       second
+//	fuse              FUSE at the target
+//	erofs, ro         Index at the target
+//	erofs, rw         Overlay on Index at the target
+//	overlay           FUSE, detached (Lower)            Overlay on that at the target
 type MountReady struct {
 	ID      string   `json:"id"`                // of the mount, 12 hex digits
 	Source  string   `json:"source"`            // fsname: first column of /proc/mounts
 	Index   string   `json:"index,omitempty"`   // erofs: path of the chain index
 	Devices []string `json:"devices,omitempty"` // erofs: data files in device order
+	Lower   bool     `json:"lower,omitempty"`   // overlay: what is mounted now is to lie below
+	Overlay *Overlay `json:"overlay,omitempty"` // kernel overlayfs, on what was mounted before or is named here
 }
 
-// MountReply is the CLI's only line. With Error nil and driver fuse the
-// descriptor of the mounted /dev/fuse comes with it.
+// Overlay is what a kernel overlayfs is to have above its lower.
+type Overlay struct {
+	Upper string `json:"upper"`          // absolute: the directory that holds diff/ and work/
+	User  bool   `json:"user,omitempty"` // overlayfs' attributes are user.overlay.*, not trusted.overlay.*
+}
+
+// MountReply is the CLI's answer to a Ready. With Error nil, the descriptor of
+// the mounted /dev/fuse comes with it if it was FUSE that was to be mounted.
 type MountReply struct {
 	Error *Error `json:"error,omitempty"`
-	Dev   string `json:"dev,omitempty"` // erofs: "major:minor" of the mount
+	Dev   string `json:"dev,omitempty"` // erofs, Overlay: "major:minor" of the mount at the target
 }
 
 // Progress is one step of a pull.
@@ -112,16 +134,19 @@ type Error struct {
 
 // Mount is a live mount.
 type Mount struct {
-	ID      string     `json:"id"`
-	Target  string     `json:"target"`
-	Image   string     `json:"image,omitempty"` // as asked for, familiar form
-	ImageID id.ImageID `json:"imageID,omitempty"`
-	ChainID id.ChainID `json:"chainID,omitempty"`
-	Driver  string     `json:"driver"`
-	Mode    string     `json:"mode"` // ro
-	Layout  bool       `json:"layout,omitempty"`
-	Created time.Time  `json:"created"`
-	Stats   MountStats `json:"stats"`
+	ID       string     `json:"id"`
+	Target   string     `json:"target"`
+	Image    string     `json:"image,omitempty"` // as asked for, familiar form
+	ImageID  id.ImageID `json:"imageID,omitempty"`
+	ChainID  id.ChainID `json:"chainID,omitempty"`
+	Driver   string     `json:"driver"`
+	Mode     string     `json:"mode"`               // ro, rw
+	Upper    string     `json:"upper,omitempty"`    // name of the store's upper
+	UpperDir string     `json:"upperDir,omitempty"` // directory of an upper of the user's
+	Tmp      bool       `json:"tmp,omitempty"`      // changes are dropped at the end
+	Layout   bool       `json:"layout,omitempty"`
+	Created  time.Time  `json:"created"`
+	Stats    MountStats `json:"stats"`
 }
 
 // MountStats counts FUSE requests since the mount.
@@ -134,6 +159,30 @@ type MountStats struct {
 	ReadBytes   uint64 `json:"readBytes"`
 	Others      uint64 `json:"others"` // the rest: attributes, FORGET, STATFS and so on
 	ErrorsTotal uint64 `json:"errors"`
+}
+
+// Upper is one element of GET /imgfs/v1/uppers: the changes that one writable
+// mount made, or is making.
+type Upper struct {
+	Name     string      `json:"name"`
+	Path     string      `json:"path"`            // of the directory that holds diff/ and upper.json
+	Image    string      `json:"image,omitempty"` // as it was asked for
+	ImageID  id.ImageID  `json:"imageID,omitempty"`
+	ChainID  id.ChainID  `json:"chainID,omitempty"`
+	Layers   []id.DiffID `json:"layers,omitempty"` // lowest first; they are kept for it
+	Created  time.Time   `json:"created"`
+	Size     int64       `json:"size"`               // bytes allocated on disk
+	Xattrs   string      `json:"xattrs,omitempty"`   // trusted or user: the names of overlayfs' attributes
+	Override bool        `json:"override,omitempty"` // owners and modes stand in an attribute
+	MountID  string      `json:"mountID,omitempty"`  // of the mount that uses it
+	Target   string      `json:"target,omitempty"`   // where that is
+	Tmp      bool        `json:"tmp,omitempty"`      // goes with its mount
+	Problem  string      `json:"problem,omitempty"`  // why nothing is known of it
+}
+
+// ConvertRequest is the body of POST /imgfs/v1/uppers/{name}/convert.
+type ConvertRequest struct {
+	Xattrs string `json:"xattrs"` // trusted or user; "" is what this user's kernel overlayfs reads
 }
 
 // Status is the reply of GET /imgfs/v1/status.
