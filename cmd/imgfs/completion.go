@@ -124,6 +124,8 @@ func complete(ctx context.Context, app *cli.App, words []string) {
 	if len(words) == 0 {
 		words = []string{""}
 	}
+	ctx, cancel := context.WithTimeout(ctx, completionPatience)
+	defer cancel()
 	current := words[len(words)-1]
 	for _, c := range candidates(ctx, app, words[:len(words)-1], current) {
 		switch {
@@ -157,7 +159,7 @@ func candidates(ctx context.Context, app *cli.App, before []string, current stri
 			continue
 		}
 		if i+1 == len(before) {
-			return flagValues(name)
+			return flagValues(ctx, root, name)
 		}
 		if i++; name == "root" {
 			root = before[i]
@@ -165,7 +167,7 @@ func candidates(ctx context.Context, app *cli.App, before []string, current stri
 	}
 	if name, _, ok := strings.Cut(current, "="); ok && strings.HasPrefix(current, "--") {
 		var all []candidate
-		for _, v := range flagValues(name[2:]) {
+		for _, v := range flagValues(ctx, root, name[2:]) {
 			all = append(all, candidate{name + "=" + v.word, v.about})
 		}
 		return all
@@ -185,8 +187,6 @@ func candidates(ctx context.Context, app *cli.App, before []string, current stri
 	if len(p.path) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, completionPatience)
-	defer cancel()
 	return arguments(ctx, p, root, current)
 }
 
@@ -206,6 +206,10 @@ func arguments(ctx context.Context, p *permuter, root, current string) []candida
 		return images(ctx, root)
 	case "umount":
 		return mountPoints(ctx, root)
+	case "upper":
+		if len(p.path) > 1 && p.path[1].Name != "ls" {
+			return uppers(ctx, root)
+		}
 	case "completion":
 		return []candidate{{"bash", ""}, {"zsh", ""}, {"fish", ""}}
 	}
@@ -229,15 +233,19 @@ func flagNames(p *permuter) []candidate {
 }
 
 // flagValues returns the values of the flags that have few.
-func flagValues(name string) []candidate {
+func flagValues(ctx context.Context, root, name string) []candidate {
 	var values []string
 	switch name {
-	case "root":
+	case "root", "upper-dir":
 		values = []string{wantDirs}
+	case "upper":
+		return uppers(ctx, root)
+	case "xattrs":
+		values = []string{"trusted", "user"}
 	case "authfile":
 		values = []string{wantFiles}
 	case "driver":
-		values = []string{"auto", "fuse", "erofs"}
+		values = []string{"auto", "fuse", "overlay", "erofs"}
 	case "pull":
 		values = []string{"missing", "always", "never"}
 	case "progress":
@@ -320,6 +328,23 @@ func mountPoints(ctx context.Context, root string) []candidate {
 	var all []candidate
 	for _, m := range list {
 		all = append(all, candidate{m.Target, m.Image})
+	}
+	return all
+}
+
+// uppers returns the names of the store's uppers.
+func uppers(ctx context.Context, root string) []candidate {
+	p, err := daemon.Locate(root)
+	if err != nil {
+		return nil
+	}
+	list, err := engineapi.New(p.Socket).Uppers(ctx)
+	if err != nil {
+		return nil
+	}
+	var all []candidate
+	for _, u := range list {
+		all = append(all, candidate{u.Name, u.Image})
 	}
 	return all
 }

@@ -67,7 +67,8 @@ func inspect(c *cli.Context) error {
 	return first
 }
 
-func printInspect(c *cli.Context, list []engineapi.ImageInspect) error {
+// printInspect writes list as one JSON array, or each element as --format asks.
+func printInspect[T any](c *cli.Context, list []T) error {
 	switch format := c.String("format"); format {
 	case "":
 		var b bytes.Buffer

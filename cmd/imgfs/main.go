@@ -88,7 +88,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"},
 		},
 		Commands: []*cli.Command{
-			mountCommand(), umountCommand(), mountsCommand(), layoutCommand(),
+			mountCommand(), umountCommand(), mountsCommand(), upperCommand(), layoutCommand(),
 			pullCommand(), imagesCommand(), inspectCommand(), rmiCommand(), gcCommand(),
 			statusCommand(), daemonCommand(), versionCommand(), completionCommand(),
 		},

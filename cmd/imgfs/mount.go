@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -26,31 +25,42 @@ the ID of an image in the store, or oci:DIR[:TAG], oci-archive:FILE[:TAG],
 docker-archive:FILE[:TAG]. The command returns when the tree is complete and
 readable, and prints nothing; progress goes to standard error.
 
-Set-uid bits and device nodes of the image have no effect unless --suid and
---dev are given. Without root, fusermount3 does the mounting.
+The tree can be written to. Changes go into an upper, a directory of the
+store's of its own for each mount; the image stays as it is. When it is
+unmounted, an upper with changes is kept, and imgfs umount says under which
+name; one without is dropped. --upper NAME goes on with one (IMAGE may be left
+out: the upper knows its own), --upper-dir DIR keeps the changes in a directory
+of yours, --tmp drops them, --ro forbids them.
 
-Drivers: fuse works everywhere; erofs lets the kernel read the image itself
-(root, Linux 6.12); auto takes the best one that is known to be good: fuse.
+Set-uid bits and device nodes of the image have no effect unless --suid and
+--dev are given. Without root, fusermount3 does the mounting, and what the
+image gives to root is shown as yours.
+
+Drivers:
+  fuse      works everywhere, and is the most correct one: one file, one inode
+  overlay   kernel overlayfs above what FUSE serves (root, or unshare -Urm)
+  erofs     the kernel reads the image itself, with kernel overlayfs above it
+            unless --ro (root, Linux 6.12)
+  auto      fuse; where there is no /dev/fuse, erofs as root
 
 Examples:
   imgfs mount ubuntu:14.04 /mnt/x
-  imgfs mount --platform linux/arm64 debian:12 /mnt/arm
+  imgfs mount --upper ubuntu-3fa91c /mnt/x
+  imgfs mount --ro --platform linux/arm64 debian:12 /mnt/arm
   imgfs mount --suid --dev debian:12 /mnt/x && chroot /mnt/x
   imgfs mount oci:./layout:v1 /mnt/x
-  imgfs mount -f ubuntu:14.04 /mnt/x        # until Ctrl-C
+  imgfs mount -f --tmp ubuntu:14.04 /mnt/x        # until Ctrl-C
 
 ` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Denied, fault.Integrity,
 			fault.Network, fault.Conflict, fault.Unavailable, fault.Canceled),
-		Flags: append([]cli.Flag{
-			&cli.BoolFlag{Name: "ro", Usage: "mount read-only (every mount is, for now)"},
-			&cli.BoolFlag{Name: "rw", Usage: "mount writable (not there yet)"},
+		Flags: append(append(upperFlags(),
 			&cli.StringFlag{Name: "pull", Usage: "`WHEN` ask the registry: missing, always or never", Value: "missing"},
-			&cli.StringFlag{Name: "driver", Usage: "`DRIVER` who serves the tree: auto, fuse or erofs", Value: "auto"},
+			&cli.StringFlag{Name: "driver", Usage: "`DRIVER` who serves the tree: auto, fuse, overlay or erofs", Value: "auto"},
 			&cli.BoolFlag{Name: "suid", Usage: "let set-uid and set-gid bits take effect"},
 			&cli.BoolFlag{Name: "dev", Usage: "let device nodes take effect"},
 			&cli.BoolFlag{Name: "nonempty", Usage: "mount over a directory that has entries"},
 			foregroundFlag(),
-		}, registryFlags()...),
+		), registryFlags()...),
 		Action: mountImage,
 	})
 }
@@ -96,19 +106,17 @@ Example:
 }
 
 func mountImage(c *cli.Context) error {
-	if err := argsBetween(c, 2, 2); err != nil {
-		return err
+	least := 2
+	if c.String("upper") != "" || c.String("upper-dir") != "" {
+		least = 1 // the upper knows its image
 	}
-	if c.Bool("rw") {
-		if c.Bool("ro") {
-			return fault.New(fault.Invalid, "--ro and --rw exclude each other")
-		}
-		return fault.WithHint(fault.New(fault.Invalid, "--rw: writable mounts come with a later version"), "mount with --ro")
+	if err := argsBetween(c, least, 2); err != nil {
+		return err
 	}
 	if err := oneOf(c, "pull", "missing", "always", "never"); err != nil {
 		return err
 	}
-	if err := oneOf(c, "driver", "auto", "fuse", "erofs"); err != nil {
+	if err := oneOf(c, "driver", "auto", "fuse", "overlay", "erofs"); err != nil {
 		return err
 	}
 	show, err := newDisplay(c)
@@ -116,29 +124,39 @@ func mountImage(c *cli.Context) error {
 		return err
 	}
 	req := engineapi.MountRequest{
-		Driver:   c.String("driver"),
+		Driver:   chosenDriver(c.String("driver")),
 		Platform: c.String("platform"),
 		Pull:     c.String("pull"),
 		Suid:     c.Bool("suid"),
 		Dev:      c.Bool("dev"),
 	}
-	if req.Driver == "auto" {
-		req.Driver = "fuse"
+	if err := setUpper(c, &req); err != nil {
+		return err
 	}
 	if req.Registry, err = registryOptions(c); err != nil {
 		return err
 	}
-	if req.Image, err = absoluteSource(c.Args().Get(0)); err != nil {
-		return err
+	if c.NArg() == 2 {
+		if req.Image, err = absoluteSource(c.Args().First()); err != nil {
+			return err
+		}
 	}
 	// Before any network: a pull for a mount that cannot be made is wasted.
 	if err := checkDriver(req.Driver); err != nil {
 		return err
 	}
-	if req.Target, err = fs.CheckTarget(c.Args().Get(1), c.Bool("nonempty")); err != nil {
+	if req.Target, err = fs.CheckTarget(c.Args().Get(c.NArg()-1), c.Bool("nonempty")); err != nil {
 		return err
 	}
-	return serveMount(c, req, show)
+	undo, err := makeUpperDir(c.String("upper-dir"), &req)
+	if err != nil {
+		return err
+	}
+	if err := serveMount(c, req, show); err != nil {
+		undo()
+		return err
+	}
+	return nil
 }
 
 // serveMount has the store's daemon serve req, or with --foreground this
@@ -151,6 +169,7 @@ func serveMount(c *cli.Context, req engineapi.MountRequest, show display) error 
 	if req.UserNS, err = os.Readlink("/proc/self/ns/user"); err != nil {
 		return err
 	}
+	req.Squash = os.Geteuid() != 0 // root, of whatever namespace, has the IDs it wants
 	if c.Bool("foreground") {
 		return mountForeground(c, req, show)
 	}
@@ -160,45 +179,6 @@ func serveMount(c *cli.Context, req engineapi.MountRequest, show display) error 
 	}
 	_, err = mount(c.Context, client, req, show)
 	return err
-}
-
-// mount asks the daemon for the tree and mounts it. When it fails, nothing is
-// left mounted.
-func mount(ctx context.Context, client *engineapi.Client, req engineapi.MountRequest, show display) (engineapi.Mount, error) {
-	mounted := false
-	show = &ifNeeded{display: show}
-	m, err := client.Mount(ctx, req, show.step, func(r engineapi.MountReady) (int, engineapi.MountReply, error) {
-		if err := ctx.Err(); err != nil {
-			return -1, engineapi.MountReply{}, err
-		}
-		flags := fs.MountFlags{Suid: req.Suid, Dev: req.Dev, NonEmpty: true, Checked: true} // CheckTarget has looked
-		if req.Driver == "erofs" {
-			if err := fs.MountErofs(req.Target, r.Index, r.Devices, flags); err != nil {
-				return -1, engineapi.MountReply{}, err
-			}
-			mounted = true
-			m, err := fs.MountAt(req.Target)
-			if err != nil {
-				return -1, engineapi.MountReply{}, err
-			}
-			if m == nil {
-				return -1, engineapi.MountReply{}, fault.New(fault.Conflict, "%s: unmounted meanwhile", req.Target)
-			}
-			return -1, engineapi.MountReply{Dev: m.Dev}, nil
-		}
-		fd, err := fs.Mount(req.Target, r.Source, flags)
-		if err != nil {
-			return -1, engineapi.MountReply{}, err
-		}
-		mounted = true
-		return fd, engineapi.MountReply{}, nil
-	})
-	show.end()
-	if err != nil && mounted {
-		// The tree is of no use to anybody: its server has given it up.
-		err = errors.Join(err, fs.Unmount(req.Target, true))
-	}
-	return m, err
 }
 
 // mountForeground runs the engine in this process until the mount goes or
@@ -239,21 +219,12 @@ func mountForeground(c *cli.Context, req engineapi.MountRequest, show display) e
 		_ = client.WaitGone(ctx, m.ID)
 	}
 	stop()
-	return firstOf(err, <-ended)
-}
-
-// checkDriver refuses a driver that this machine cannot have.
-func checkDriver(driver string) error {
-	if driver == "erofs" {
-		if !daemon.Privileged() {
-			return fault.WithHint(fault.New(fault.Denied, "--driver erofs: only root may have the kernel read an image"), "leave --driver out")
+	if err = firstOf(err, <-ended); err == nil && m.Upper != "" && !c.Bool("quiet") {
+		if _, lost := os.Lstat(paths.Upper(m.Upper)); lost == nil {
+			tellKept(c.App.ErrWriter, m)
 		}
-		return nil
 	}
-	if _, err := os.Stat("/dev/fuse"); errors.Is(err, os.ErrNotExist) {
-		return fault.WithHint(fault.New(fault.Unavailable, "/dev/fuse: no such device"), "modprobe fuse; in a container: --device /dev/fuse")
-	}
-	return nil
+	return err
 }
 
 // resolve returns dir absolute and free of symlinks. The last element is

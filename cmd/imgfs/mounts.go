@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -17,8 +18,8 @@ func mountsCommand() *cli.Command {
 		Name:  "mounts",
 		Usage: "list the mounts of the store",
 		Description: `
-Template fields: .ID .Dir .Image .ImageID .ChainID .Driver .Mode .Lookups
-.Getattrs .Readdirs .Opens .Reads .ReadBytes .Errors .Age .CreatedAt
+Template fields: .ID .Dir .Image .ImageID .ChainID .Driver .Mode
+.Upper .Lookups .Getattrs .Readdirs .Opens .Reads .ReadBytes .Errors .Age .CreatedAt
 (the counts are of requests from the kernel; what its caches answer is not
 among them).
 
@@ -40,18 +41,18 @@ Examples:
 // mountRow is one line of `imgfs mounts`.
 type mountRow struct {
 	ID, Dir, Image, ImageID, ChainID       string
-	Driver, Mode                           string
+	Driver, Mode, Upper                    string
 	Lookups, Getattrs, Readdirs            string
 	Opens, Reads, ReadBytes, Other, Errors string
 	Age, CreatedAt                         string
 }
 
 var mountHead = mountRow{ID: "ID", Dir: "DIR", Image: "IMAGE", ImageID: "IMAGE ID", ChainID: "CHAIN ID",
-	Driver: "DRIVER", Mode: "MODE", Lookups: "LOOKUPS", Getattrs: "GETATTRS", Readdirs: "READDIRS",
+	Driver: "DRIVER", Mode: "MODE", Upper: "UPPER", Lookups: "LOOKUPS", Getattrs: "GETATTRS", Readdirs: "READDIRS",
 	Opens: "OPENS", Reads: "READS", ReadBytes: "READ BYTES", Other: "OTHER", Errors: "ERRORS",
 	Age: "AGE", CreatedAt: "CREATED AT"}
 
-const mountTable = `{{.Dir}}\t{{.Image}}\t{{.Driver}}\t{{.Mode}}\t{{.ID}}\t{{.Reads}}\t{{.Age}}`
+const mountTable = `{{.Dir}}\t{{.Image}}\t{{.Driver}}\t{{.Mode}}\t{{.Upper}}\t{{.ID}}\t{{.Reads}}\t{{.Age}}`
 
 func listMounts(c *cli.Context) error {
 	if err := argsBetween(c, 0, 0); err != nil {
@@ -76,7 +77,7 @@ func listMounts(c *cli.Context) error {
 		}
 		row := mountRow{
 			ID: m.ID, Dir: m.Target, Image: m.Image, ImageID: m.ImageID.Short(), ChainID: m.ChainID.Short(),
-			Driver: m.Driver, Mode: m.Mode,
+			Driver: m.Driver, Mode: m.Mode, Upper: cmp.Or(m.Upper, m.UpperDir, "-"),
 			Lookups: count(m.Stats.Lookups), Getattrs: count(m.Stats.Getattrs), Readdirs: count(m.Stats.Readdirs),
 			Opens: count(m.Stats.Opens), Reads: count(m.Stats.Reads), ReadBytes: size(int64(m.Stats.ReadBytes)),
 			Other: count(m.Stats.Others), Errors: count(m.Stats.ErrorsTotal),

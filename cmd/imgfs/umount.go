@@ -27,6 +27,9 @@ fusermount3 -u do the same to a mount point. A mount that is in use is not
 unmounted unless --lazy is given: it then disappears at once and ends with
 its last user.
 
+Changes made in a writable mount are kept, however it is unmounted, unless it
+was mounted with --tmp; this command says under which name. See imgfs upper.
+
 Examples:
   imgfs umount /mnt/x
   imgfs umount -a
@@ -35,6 +38,7 @@ Examples:
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "unmount all mounts of the store"},
 			&cli.BoolFlag{Name: "lazy", Aliases: []string{"l"}, Usage: "detach now, even if in use"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not say what is kept"},
 		},
 		Action: umount,
 	})
@@ -177,6 +181,11 @@ func unmountRecorded(c *cli.Context, client *engineapi.Client, m engineapi.Mount
 	case errors.Is(err, context.DeadlineExceeded):
 		fmt.Fprintf(c.App.ErrWriter, "warning: %s is unmounted here, but goes on in another mount namespace\n", oneLine(m.Target))
 		return nil
+	}
+	if err == nil && m.Upper != "" && !c.Bool("quiet") {
+		if _, err := client.Upper(c.Context, m.Upper); err == nil { // else it held no changes
+			tellKept(c.App.ErrWriter, m)
+		}
 	}
 	return err
 }
