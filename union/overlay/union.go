@@ -19,6 +19,9 @@ import (
 type Options struct {
 	Logger   *slog.Logger // nil discards
 	Volatile bool         // nothing need survive: data is not synced
+	// Foreign: the upper was made over another chain, so that inode numbers
+	// it has recorded mean nothing.
+	Foreign bool
 	// Squash swaps, on the wire, the daemon's user and group with 0:0 of the
 	// tree: what the image gives to root is its user's own.
 	Squash bool
@@ -30,6 +33,7 @@ type Options struct {
 // Union is the file system.
 type Union struct {
 	fuse.RawFileSystem // ENOSYS to what neither half implements
+	dataHalf
 
 	low    *lower.Tree
 	img    *erofs.Image // of low
@@ -40,13 +44,16 @@ type Union struct {
 	euid   uint32
 	egid   uint32
 
-	mu    sync.RWMutex
-	nodes map[uint64]*node // by node ID; pure lower ones are not in it
-	root  *node
-	gen   uint64 // the next generation
-	temp  uint64 // the next name in stage/
-	names reverse
-	dirs  dirfds
+	mu        sync.RWMutex
+	nodes     map[uint64]*node  // by node ID; pure lower ones are not in it
+	large     map[uint64]uint64 // node IDs of st_inos beyond 40 bits
+	largest   uint64            // how many were given out
+	loadedAll bool              // every directory of the upper is loaded
+	root      *node
+	gen       uint64 // the next generation
+	temp      uint64 // the next name in stage/
+	names     reverse
+	dirs      dirfds
 
 	once sync.Once
 	gone chan struct{} // closed by OnUnmount
@@ -68,6 +75,8 @@ type node struct {
 	// had others before, until all are forgotten: it is inexact.
 	lookups atomic.Int64
 	inexact atomic.Bool
+	// unsynced: it got a name since its directory was last synced.
+	unsynced atomic.Bool
 
 	// Under Union.mu.
 	parent *node      // directory of name, in the upper; nil: root, orphan or bare
@@ -76,7 +85,10 @@ type node struct {
 	dir    *directory // of a directory, once loaded
 	orphan int        // O_PATH descriptor of an inode without a known name; -1: none
 	bare   bool       // unlinked, and in the lower only
-	held   *heldDir   // of a directory: under dirfds.mu
+	// redirected: what is on disk says where lower is, wherever it is moved.
+	redirected bool
+	opaque     bool     // of a directory: marked so on disk
+	held       *heldDir // of a directory: under dirfds.mu
 }
 
 // link is a name of an inode in the upper.
@@ -105,6 +117,7 @@ func New(low *lower.Tree, up *upperdir.Dir, o Options) (*Union, error) {
 		euid:          uint32(os.Geteuid()),
 		egid:          uint32(os.Getegid()),
 		nodes:         map[uint64]*node{},
+		large:         map[uint64]uint64{},
 		gen:           uint64(time.Now().UnixNano()),
 		gone:          make(chan struct{}),
 	}
@@ -191,15 +204,33 @@ func (u *Union) dropLocked(n *node) {
 		return
 	}
 	delete(u.nodes, n.id)
+	delete(u.large, n.ino)
 	if n.orphan >= 0 {
 		unix.Close(n.orphan)
 		n.orphan = -1
 	}
 	u.dirs.drop(n)
+	u.files.forget(n.id)
 }
 
 // OnUnmount ends the requests that still wait.
 func (u *Union) OnUnmount() { u.once.Do(func() { close(u.gone) }) }
+
+// Close closes the union's descriptors, not the upper's.
+//
+// Preconditions: its server is done.
+func (u *Union) Close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.files.close()
+	for _, n := range u.nodes {
+		if n.orphan >= 0 {
+			unix.Close(n.orphan)
+			n.orphan = -1
+		}
+		u.dirs.drop(n)
+	}
+}
 
 // String names the file system.
 func (u *Union) String() string { return "imgfs" }

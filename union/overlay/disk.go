@@ -1,0 +1,91 @@
+package overlay
+
+import (
+	"strconv"
+
+	"github.com/imgfs/imgfs/internal/upperdir"
+	"golang.org/x/sys/unix"
+)
+
+// The changes on disk. Each is announced to Options.Step, and repeated when a
+// signal of the runtime's interrupts it.
+
+func (u *Union) change(what string, do func() error) error {
+	u.o.Step(what)
+	for {
+		if err := do(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func (u *Union) rename(from int, name string, to int, newName string, flags uint) error {
+	return u.change("rename", func() error { return unix.Renameat2(from, name, to, newName, flags) })
+}
+
+func (u *Union) unlink(dirfd int, name string) error {
+	return u.change("unlink", func() error { return unix.Unlinkat(dirfd, name, 0) })
+}
+
+func (u *Union) rmdir(dirfd int, name string) error {
+	return u.change("rmdir", func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) })
+}
+
+func (u *Union) whiteout(dirfd int, name string) error {
+	return u.change("whiteout", func() error { return upperdir.MkWhiteout(dirfd, name) })
+}
+
+// linkFrom gives an inode, found as place says, a further name.
+func (u *Union) linkFrom(dirfd int, name string, to int, newName string) error {
+	return u.change("link", func() error {
+		if name == "" {
+			return unix.Linkat(unix.AT_FDCWD, procPath(dirfd), to, newName, unix.AT_SYMLINK_FOLLOW)
+		}
+		return unix.Linkat(dirfd, name, to, newName, 0)
+	})
+}
+
+// staged returns a fresh name in stage/.
+//
+// Preconditions: mu is held exclusively.
+func (u *Union) staged() string {
+	u.temp++
+	return "s" + strconv.FormatUint(u.temp, 36)
+}
+
+// discard removes what is in stage/; the next mount would do it as well.
+func (u *Union) discard(name string, dir bool) {
+	if dir {
+		u.rmdir(u.up.Stage(), name)
+		return
+	}
+	u.unlink(u.up.Stage(), name)
+}
+
+// clear removes a directory in stage/ that has nothing but whiteouts in it.
+func (u *Union) clear(name string, whiteouts []string) {
+	fd, err := openPath(u.up.Stage(), name, unix.O_DIRECTORY)
+	if err != nil {
+		return
+	}
+	for _, w := range whiteouts {
+		u.unlink(fd, w)
+	}
+	unix.Close(fd)
+	u.discard(name, true)
+}
+
+// times are the access and modification times of an inode.
+type times [2]unix.Timespec
+
+// timesOf returns those of an open inode.
+func timesOf(fd int) (times, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH)
+	return times{st.Atim, st.Mtim}, err
+}
+
+// setTimes sets those of an open inode, be it a symlink.
+func (u *Union) setTimes(fd int, t times) error {
+	return u.change("times", func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd), t[:], 0) })
+}
