@@ -129,3 +129,11 @@ func (r *Request) End() {
 	r.cancel()
 	<-r.gone
 }
+
+// Data returns a device's data: where an extent's bytes are.
+func (t *Tree) Data(device int) (Data, error) {
+	if device < 0 || device >= len(t.data) {
+		return nil, fmt.Errorf("%w: no device %d", erofs.ErrCorrupt, device)
+	}
+	return t.data[device], nil
+}
