@@ -85,7 +85,11 @@ func Create(path string, i Info) (d *Dir, err error) {
 		i.Xattrs = chooseXattrs(top)
 		i.Override = i.Xattrs == User
 	}
-	if err := probe(path, top, formatOf(i)); err != nil {
+	f, err := formatOf(top, i)
+	if err != nil {
+		return nil, fmt.Errorf("upper %s: %w", path, err)
+	}
+	if err := probe(path, top, f); err != nil {
 		return nil, err
 	}
 	i.Version = infoVersion
@@ -165,7 +169,9 @@ func Open(path string) (d *Dir, err error) {
 	if d.info, err = readInfo(d.top); err != nil {
 		return d, fmt.Errorf("upper %s: %w", path, err)
 	}
-	d.format = formatOf(d.info)
+	if d.format, err = formatOf(d.top, d.info); err != nil {
+		return d, fmt.Errorf("upper %s: %w", path, err)
+	}
 	if err = d.takeLock(); err != nil {
 		return d, err
 	}
@@ -264,13 +270,17 @@ func (d *Dir) SetInfo(i Info) error {
 	return nil
 }
 
-// formatOf returns the format of an upper of this process.
-func formatOf(i Info) Format {
-	f := Format{Prefix: trustedPrefix, Override: i.Override, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+// formatOf returns the format of the upper open as top. With an override, the
+// owner of that directory stands for 0:0: who made the upper.
+func formatOf(top int, i Info) (Format, error) {
+	f := Format{Prefix: trustedPrefix, Override: i.Override}
 	if i.Xattrs == User {
 		f.Prefix = userPrefix
 	}
-	return f
+	var st unix.Stat_t
+	err := unix.Fstat(top, &st)
+	f.UID, f.GID = st.Uid, st.Gid
+	return f, err
 }
 
 // readNames returns the names in a directory, sorted as the kernel gives them.
