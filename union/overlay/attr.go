@@ -214,7 +214,7 @@ func (u *Union) truncate(c caller, n *node, size uint64, kill bool) fuse.Status 
 	}
 	defer u.files.unpin(f)
 	if kill {
-		if err := u.killPrivileges(f.fd); err != nil {
+		if err := u.killPrivileges(f); err != nil {
 			return u.status("truncate", err)
 		}
 	}
@@ -284,20 +284,23 @@ func killed(mode uint32) uint32 {
 
 // killPrivileges clears set-uid and set-gid of a file that a user writes to.
 // Capabilities the file system on disk clears itself, whoever writes.
-func (u *Union) killPrivileges(fd int) error {
+func (u *Union) killPrivileges(f *file) error {
 	var st unix.Stat_t
-	if err := u.format.Stat(fd, "", &st); err != nil || !killable(st.Mode) {
+	if err := u.format.Stat(f.fd, "", &st); err != nil || !killable(st.Mode) {
 		return err
 	}
 	want := upperdir.Attr{UID: st.Uid, GID: st.Gid, Mode: killed(st.Mode), Rdev: st.Rdev}
-	return u.change("chmod", func() error { return u.format.SetStat(fd, want) })
+	err := u.change("chmod", func() error { return u.format.SetStat(f.fd, want) })
+	// The kernel leaves it to us, and does not look whether the mode changed.
+	u.invalidate(f.id, -1, 0)
+	return err
 }
 
 // killUnlessRoot is killPrivileges for the requests by which the kernel does
 // not say whether the caller has CAP_FSETID.
-func (u *Union) killUnlessRoot(fd int, uid uint32) error {
+func (u *Union) killUnlessRoot(f *file, uid uint32) error {
 	if uid == 0 {
 		return nil
 	}
-	return u.killPrivileges(fd)
+	return u.killPrivileges(f)
 }

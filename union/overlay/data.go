@@ -134,7 +134,7 @@ func (u *Union) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	}
 	defer u.files.unpin(f)
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := u.killPrivileges(f.fd); err != nil {
+		if err := u.killPrivileges(f); err != nil {
 			return 0, u.status("write", err)
 		}
 	}
@@ -192,7 +192,7 @@ func (u *Union) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 		return u.status("fallocate", err)
 	}
 	defer u.files.unpin(f)
-	if err := u.killUnlessRoot(f.fd, in.Uid); err != nil {
+	if err := u.killUnlessRoot(f, in.Uid); err != nil {
 		return u.status("fallocate", err)
 	}
 	u.o.Step("fallocate")
@@ -231,7 +231,7 @@ func (u *Union) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) 
 		return 0, u.status("copy", err)
 	}
 	defer u.files.unpin(to)
-	if err := u.killUnlessRoot(to.fd, in.Uid); err != nil {
+	if err := u.killUnlessRoot(to, in.Uid); err != nil {
 		return 0, u.status("copy", err)
 	}
 	u.o.Step("copy")
