@@ -101,10 +101,11 @@ func (e *engine) knownUpper(req *engineapi.MountRequest) (*upperdir.Info, error)
 		if err := e.checkUpperDir(req); err != nil {
 			return nil, err
 		}
-		if list, err := os.ReadDir(at); err == nil && len(list) == 0 || errors.Is(err, os.ErrNotExist) {
-			if req.Image == "" {
-				return nil, fault.WithHint(fault.New(fault.Invalid, "%s is no upper yet: it takes an image to make one", at), "imgfs mount --upper-dir %s IMAGE DIR", fault.Word(at))
-			}
+		if isUpper, err := looksLikeUpper(at); err != nil {
+			return nil, err
+		} else if !isUpper && req.Image == "" {
+			return nil, fault.WithHint(fault.New(fault.Invalid, "%s is no upper yet: it takes an image to make one", at), "imgfs mount --upper-dir %s IMAGE DIR", fault.Word(at))
+		} else if !isUpper {
 			return nil, nil
 		}
 	default:
@@ -120,6 +121,24 @@ func (e *engine) knownUpper(req *engineapi.MountRequest) (*upperdir.Info, error)
 		return nil, fault.WithHint(fault.New(fault.Denied, "upper %s was written by root", at), "mount it as root")
 	}
 	return &info, nil
+}
+
+// looksLikeUpper tells an upper from an empty directory; anything else is an
+// error.
+func looksLikeUpper(dir string) (bool, error) {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return false, fmt.Errorf("upper: %w", err)
+	}
+	for _, d := range list {
+		if d.Name() == "upper.json" {
+			return true, nil
+		}
+	}
+	if len(list) > 0 {
+		return false, fault.WithHint(fault.New(fault.Conflict, "%s is neither an upper nor an empty directory", dir), "--upper-dir takes one of these, or makes a new one")
+	}
+	return false, nil
 }
 
 // adviseUpper says what a user can do about an upper that cannot be opened or

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/lower"
 	"github.com/imgfs/imgfs/internal/upperdir"
 )
 
@@ -102,6 +103,41 @@ func (e *engine) RemoveUpper(_ context.Context, name string) error {
 		return fmt.Errorf("upper %s: %w", name, err)
 	}
 	e.log.Info("removed", "upper", name)
+	return nil
+}
+
+// ConvertUpper implements engineapi.Uppers.
+func (e *engine) ConvertUpper(ctx context.Context, name string, req engineapi.ConvertRequest) error {
+	if err := checkUpperName(name); err != nil {
+		return err
+	}
+	at := e.paths.Upper(name)
+	if _, err := os.Lstat(at); errors.Is(err, os.ErrNotExist) {
+		return fault.WithHint(fault.New(fault.NotFound, "no such upper: %s", name), "see imgfs upper ls")
+	}
+	if err := e.holdUpper(at, usedUpper{what: "imgfs upper convert"}); err != nil {
+		return err
+	}
+	defer e.freeUpper(at)
+	d, err := upperdir.Open(at)
+	if err != nil {
+		return adviseUpper(err, name, at)
+	}
+	defer d.Close()
+	chain, err := e.layers.Chain(ctx, d.Info().Layers)
+	if err != nil {
+		return fmt.Errorf("upper %s: %w", name, err)
+	}
+	defer chain.Release()
+	to := req.Xattrs
+	if to == "" && !Privileged() {
+		to = upperdir.User
+	}
+	low := lower.New(chain.Image(), dataOf(chain), 0, lower.Root)
+	if err := d.Convert(ctx, &low, to); err != nil {
+		return adviseUpper(err, name, at)
+	}
+	e.log.Info("converted", "upper", name, "xattrs", d.Info().Xattrs)
 	return nil
 }
 
@@ -229,8 +265,3 @@ func openUp(root *os.Root) {
 }
 
 var _ engineapi.Uppers = (*engine)(nil)
-
-// ConvertUpper implements engineapi.Uppers.
-func (e *engine) ConvertUpper(ctx context.Context, name string, req engineapi.ConvertRequest) error {
-	return fault.New(fault.Invalid, "not there yet")
-}
