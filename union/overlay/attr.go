@@ -26,6 +26,23 @@ func (u *Union) statLocked(n *node, st *unix.Stat_t) error {
 	return u.format.Stat(dirfd, name, st)
 }
 
+// attrFor is attr, and for how long, in seconds, the kernel may keep it: for
+// ever, unless attributes may change unseen, by somebody who writes through a
+// mapping, or whose write takes set-uid away.
+//
+// Preconditions: mu is held, at least for reading.
+func (u *Union) attrFor(n *node, out *fuse.Attr) (valid uint64, err error) {
+	// Whoever may write now may have done so, and be gone, when we have looked.
+	mapped := u.unseen(n.id, 0)
+	if err := u.attr(n, out); err != nil {
+		return 0, err
+	}
+	if mapped || killable(out.Mode) && u.unseen(n.id, out.Mode) {
+		return 0, nil
+	}
+	return lower.Forever, nil
+}
+
 // attr fills out for a node.
 //
 // Preconditions: mu is held, at least for reading.
@@ -89,15 +106,17 @@ func (u *Union) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut
 }
 
 func (u *Union) attrOut(id uint64, out *fuse.AttrOut) error {
-	// First, for what is written after attr looked at it.
-	out.AttrValid = u.attrValid(id)
 	u.mu.RLock()
 	defer u.mu.RUnlock()
-	if n := u.nodes[id]; n != nil {
-		return u.attr(n, &out.Attr)
+	n := u.nodes[id]
+	if n == nil {
+		out.AttrValid = lower.Forever
+		err := u.low.Attr(u.low.NID(id), &out.Attr)
+		u.squash(&out.Attr.Owner)
+		return err
 	}
-	err := u.low.Attr(u.low.NID(id), &out.Attr)
-	u.squash(&out.Attr.Owner)
+	var err error
+	out.AttrValid, err = u.attrFor(n, &out.Attr)
 	return err
 }
 

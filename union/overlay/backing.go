@@ -146,12 +146,12 @@ func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 // for reading: do not take it again.
 func (u *Union) place(n *node) (dirfd int, name string, done func(), err error) {
 	u.mu.RLock()
-	dirfd, name, done, err = u.placeLocked(n)
+	dirfd, name, release, err := u.placeLocked(n)
 	if err != nil {
 		u.mu.RUnlock()
 		return -1, "", nil, err
 	}
-	return dirfd, name, func() { done(); u.mu.RUnlock() }, nil
+	return dirfd, name, func() { release(); u.mu.RUnlock() }, nil
 }
 
 // placeLocked is place.

@@ -266,11 +266,12 @@ func (u *Union) entry(c child, out *fuse.EntryOut) error {
 		u.squash(&out.Owner)
 		return err
 	}
-	if err := u.attr(c.n, &out.Attr); err != nil {
+	var err error
+	if out.AttrValid, err = u.attrFor(c.n, &out.Attr); err != nil {
 		return err
 	}
 	out.NodeId, out.Generation = c.n.id, c.n.gen
-	out.EntryValid, out.AttrValid = lower.Forever, lower.Forever
+	out.EntryValid = lower.Forever
 	c.n.lookups.Add(1)
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 // signal of the runtime's interrupts it.
 
 func (u *Union) change(what string, do func() error) error {
+	u.files.wrote()
 	u.o.Step(what)
 	for {
 		if err := do(); err != unix.EINTR {

@@ -174,15 +174,6 @@ func (t *openFiles) close() {
 	}
 }
 
-// mappedWritable reports whether somebody may be writing to an inode without the
-// kernel's FUSE noticing: through a mapping of the file in the upper.
-func (t *openFiles) mappedWritable(id uint64) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	f := t.byNode[id]
-	return f != nil && f.mapped > 0 && f.mode == passthrough
-}
-
 // acquire opens the upper file of n, for writing too where write is set. The
 // caller gives it back with files.unpin.
 func (u *Union) acquire(n *node, write bool) (*file, error) {

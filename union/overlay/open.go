@@ -1,8 +1,9 @@
 package overlay
 
 import (
+	"runtime"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
@@ -186,12 +187,45 @@ func (u *Union) choose(f *file, id uint64, write bool) (mode, int32) {
 
 // register makes fd known to the kernel. Where that cannot be, as for a file
 // of a stacked file system, the file is cached: never an error.
+//
+// The kernel will write to the file as the one who registered it. That is
+// somebody without CAP_FSETID, so that a file that becomes set-uid while it is
+// open does not stay so when it is written to.
 func (u *Union) register(fd int) (mode, int32) {
-	backing, err := u.kernel.OpenBacking(fd)
+	var backing int32
+	err := withoutCapability(unix.CAP_FSETID, func() (err error) {
+		backing, err = u.kernel.OpenBacking(fd)
+		return err
+	})
 	if err != nil {
 		return cached, 0
 	}
 	return passthrough, backing
+}
+
+// withoutCapability calls do as a thread that lacks an effective capability.
+func withoutCapability(c uint, do func() error) error {
+	runtime.LockOSThread()
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	err := unix.Capget(&head, &had[0])
+	if err != nil || had[0].Effective&(1<<c) == 0 {
+		runtime.UnlockOSThread()
+		if err != nil {
+			return err
+		}
+		return do()
+	}
+	lacks := had
+	lacks[0].Effective &^= 1 << c
+	if err = unix.Capset(&head, &lacks[0]); err == nil {
+		err = do()
+		if unix.Capset(&head, &had[0]) != nil {
+			return err // the thread is of no use any more: it ends with its goroutine
+		}
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // Release counts.
@@ -241,16 +275,22 @@ func (u *Union) newFile(n *node, fd int, in *fuse.CreateIn, out *fuse.CreateOut)
 	}
 	u.files.mu.Unlock()
 	opened(&out.OpenOut, m, backing)
-	out.AttrValid = u.attrValid(n.id)
+	if m == passthrough && in.Flags&unix.O_ACCMODE == unix.O_RDWR {
+		out.AttrValid = 0
+	}
 }
 
-// attrValid is for how long the kernel may keep what it is told of an inode's
-// attributes: for ever, unless somebody may write to it unseen.
-func (u *Union) attrValid(id uint64) uint64 {
-	if u.files.policy.Load() == handles && u.files.mappedWritable(id) {
-		return 0
+// unseen reports whether the attributes of an inode with a mode may change
+// without FUSE noticing, by who writes to the file in the upper.
+func (u *Union) unseen(id uint64, mode uint32) bool {
+	t := &u.files
+	if t.policy.Load() != handles {
+		return false
 	}
-	return lower.Forever
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := t.byNode[id]
+	return f != nil && f.mode == passthrough && (f.mapped > 0 || killable(mode))
 }
 
 // Flush is nothing to be asked for at each close(2).
