@@ -278,6 +278,9 @@ func (u *Union) entry(c child, out *fuse.EntryOut) error {
 
 // Lookup resolves a name.
 func (u *Union) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if len(name) > maxName { // the kernel's FUSE asks up to 1024
+		return fuse.Status(unix.ENAMETOOLONG)
+	}
 	u.mu.RLock()
 	p := u.nodes[in.NodeId]
 	if p == nil && name != "." && name != ".." {

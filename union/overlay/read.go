@@ -272,20 +272,24 @@ func (n *node) unnameLocked(p *node, name string) {
 	}
 }
 
-// bornID returns the node ID of what was not copied up.
+// bornID returns the node ID of what was not copied up. If there is a node of
+// that ID it is that inode's.
 //
 // Preconditions: mu is held exclusively.
 func (u *Union) bornID(ino uint64) uint64 {
 	if ino <= lower.NIDMask {
-		return upperTree | ino
+		n := u.nodes[upperTree|ino]
+		if n == nil || n.ino == ino {
+			return upperTree | ino
+		}
 	}
-	id, ok := u.large[ino]
+	id, ok := u.others[ino]
 	if !ok {
-		// From the top: numbers that large and numbers that small are not
-		// given out by one file system.
-		id = upperTree | (lower.NIDMask - 1 - u.largest)
-		u.largest++
-		u.large[ino] = id
+		// From the top: no file system gives out numbers that large as well as
+		// numbers too large.
+		id = upperTree | (lower.NIDMask - 1 - u.given)
+		u.given++
+		u.others[ino] = id
 	}
 	return id
 }

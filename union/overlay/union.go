@@ -46,8 +46,8 @@ type Union struct {
 
 	mu        sync.RWMutex
 	nodes     map[uint64]*node  // by node ID; pure lower ones are not in it
-	large     map[uint64]uint64 // node IDs of st_inos beyond 40 bits
-	largest   uint64            // how many were given out
+	others    map[uint64]uint64 // node IDs of st_inos beyond 40 bits, or that a node was left with
+	given     uint64            // how many were given out
 	loadedAll bool              // every directory of the upper is loaded
 	root      *node
 	gen       uint64 // the next generation
@@ -117,7 +117,7 @@ func New(low *lower.Tree, up *upperdir.Dir, o Options) (*Union, error) {
 		euid:          uint32(os.Geteuid()),
 		egid:          uint32(os.Getegid()),
 		nodes:         map[uint64]*node{},
-		large:         map[uint64]uint64{},
+		others:        map[uint64]uint64{},
 		gen:           uint64(time.Now().UnixNano()),
 		gone:          make(chan struct{}),
 	}
@@ -204,7 +204,9 @@ func (u *Union) dropLocked(n *node) {
 		return
 	}
 	delete(u.nodes, n.id)
-	delete(u.large, n.ino)
+	if u.others[n.ino] == n.id {
+		delete(u.others, n.ino)
+	}
 	if n.orphan >= 0 {
 		unix.Close(n.orphan)
 		n.orphan = -1
