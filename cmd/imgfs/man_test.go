@@ -94,6 +94,7 @@ func sections(page string) map[string][]string {
 			if name, ok := strings.CutPrefix(line, macro); ok {
 				section = strings.ReplaceAll(name, "|ID...", "|ID [DIR|ID...]")
 				section = strings.ReplaceAll(section, " IMAGE...", " IMAGE [IMAGE...]")
+				section = strings.ReplaceAll(section, " NAME...", " NAME [NAME...]")
 				all[section] = []string{}
 			}
 		}

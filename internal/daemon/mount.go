@@ -232,16 +232,20 @@ func (e *engine) openTree(ctx context.Context, rec *record, d *upperdir.Dir) (*t
 		return nil, adviseUpper(err, rec.Upper, d.Path())
 	}
 	t.serve = func(ctx context.Context, fd int) (*fs.Server, error) { return fs.Serve(ctx, u, fd, o) }
+	t.close = func() {
+		u.Close()
+		chain.Release()
+	}
 	return t, nil
 }
 
 // closeTree ends the use of a tree. Unless keep is set, its upper is dropped if
 // there is no reason to keep it.
 func (e *engine) closeTree(rec *record, t *tree, keep bool) {
+	t.close()
 	if t.upper != nil {
 		e.leaveUpper(rec, t.upper, keep)
 	}
-	t.close()
 }
 
 // serve answers the kernel on fd, which it owns, and records the mount.
