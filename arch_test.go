@@ -38,7 +38,8 @@ var imports = map[string][]string{
 	"fs":                 {"internal/id", "internal/fault", "internal/erofs", "internal/layertar", "internal/lower"},
 	"internal/daemon": {"internal/id", "internal/fault", "internal/erofs", "internal/metadb", "internal/lower",
 		"internal/engineapi", "fetch", "imagedb", "layerdb", "union", "fs"},
-	"cmd/imgfs": {"internal/fault", "internal/engineapi", "internal/daemon", "fs"},
+	"internal/sandbox": {"internal/fault"},
+	"cmd/imgfs":        {"internal/fault", "internal/engineapi", "internal/daemon", "internal/sandbox", "fs"},
 	// Not part of the binary.
 	"internal/imgtest": {"internal/id", "internal/erofs"},
 	"internal/demo":    {"internal/fault", "internal/imgtest"},

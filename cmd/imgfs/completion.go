@@ -198,6 +198,16 @@ func arguments(ctx context.Context, p *permuter, root, current string) []candida
 			return []candidate{{wantDirs, ""}}
 		}
 		return append(images(ctx, root), sourceNames(current)...)
+	case "run", "chroot":
+		if len(p.positional) > 0 {
+			return []candidate{{wantFiles, ""}} // a path inside, most likely, which may be one here too
+		}
+		return append(append(mountPoints(ctx, root), images(ctx, root)...), append(sourceNames(current), candidate{wantDirs, ""})...)
+	case "bundle":
+		if len(p.positional) > 0 {
+			return []candidate{{wantDirs, ""}}
+		}
+		return append(images(ctx, root), sourceNames(current)...)
 	case "layout":
 		return []candidate{{wantDirs, ""}}
 	case "pull":

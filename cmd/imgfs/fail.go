@@ -49,6 +49,9 @@ func (r reported) Unwrap() error { return r.error }
 
 // fail prints err and returns the exit code.
 func fail(ctx context.Context, w io.Writer, err error) int {
+	if code := ended(0); errors.As(err, &code) {
+		return int(code)
+	}
 	// Whatever broke because the user interrupted is an interruption.
 	if ctx.Err() != nil {
 		err = fault.New(fault.Canceled, "interrupted")

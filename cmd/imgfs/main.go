@@ -44,6 +44,9 @@ func main() {
 
 // run executes one command line and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == sandboxCommand {
+		return sandboxInit()
+	}
 	// What the caller has set to be ignored (nohup) stays so.
 	signals := slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}, signal.Ignored)
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
@@ -90,6 +93,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			mountCommand(), umountCommand(), mountsCommand(), upperCommand(), layoutCommand(),
 			pullCommand(), imagesCommand(), inspectCommand(), rmiCommand(), gcCommand(),
+			runCommand(), chrootCommand(), bundleCommand(),
 			statusCommand(), daemonCommand(), versionCommand(), completionCommand(),
 		},
 		Action: func(c *cli.Context) error {

@@ -162,14 +162,9 @@ func mountImage(c *cli.Context) error {
 // serveMount has the store's daemon serve req, or with --foreground this
 // process.
 func serveMount(c *cli.Context, req engineapi.MountRequest, show display) error {
-	var err error
-	if req.MountNS, err = os.Readlink("/proc/self/ns/mnt"); err != nil {
+	if err := setCaller(&req); err != nil {
 		return err
 	}
-	if req.UserNS, err = os.Readlink("/proc/self/ns/user"); err != nil {
-		return err
-	}
-	req.Squash = os.Geteuid() != 0 // root, of whatever namespace, has the IDs it wants
 	if c.Bool("foreground") {
 		return mountForeground(c, req, show)
 	}
@@ -179,6 +174,18 @@ func serveMount(c *cli.Context, req engineapi.MountRequest, show display) error 
 	}
 	_, err = mount(c.Context, client, req, show)
 	return err
+}
+
+// setCaller says from where req comes.
+func setCaller(req *engineapi.MountRequest) (err error) {
+	if req.MountNS, err = os.Readlink("/proc/self/ns/mnt"); err != nil {
+		return err
+	}
+	if req.UserNS, err = os.Readlink("/proc/self/ns/user"); err != nil {
+		return err
+	}
+	req.Squash = os.Geteuid() != 0 // root, of whatever namespace, has the IDs it wants
+	return nil
 }
 
 // mountForeground runs the engine in this process until the mount goes or

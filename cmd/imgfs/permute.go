@@ -29,8 +29,8 @@ type level struct {
 }
 
 // permute parses args, the command line without the program's name, by the
-// declarations in app. Flags may stand anywhere up to "--"; a command's flag
-// hides a global one of the same name. Short flags may be joined (-aq), and
+// declarations in app. Flags may stand anywhere up to "--", or up to the command
+// line of another program; a command's flag hides a global one of the same name. Short flags may be joined (-aq), and
 // the last may carry its value (-fdangling=true).
 func permute(app *cli.App, args []string) (parsed, error) {
 	p := &permuter{levels: []*level{{flags: app.Flags}}, commands: app.Commands}
@@ -38,6 +38,10 @@ func permute(app *cli.App, args []string) (parsed, error) {
 		p.help, args = true, args[1:]
 	}
 	for len(args) > 0 {
+		if args[0] != "--" && p.theirs() {
+			p.positional = append(p.positional, args...)
+			break
+		}
 		tok := args[0]
 		args = args[1:]
 		var err error
@@ -100,6 +104,11 @@ func (p *permuter) word(tok string) error {
 	}
 	p.positional = append(p.positional, tok)
 	return nil
+}
+
+// theirs reports whether what follows is the command line of another program.
+func (p *permuter) theirs() bool {
+	return len(p.positional) > 0 && len(p.path) > 0 && strings.HasSuffix(p.path[len(p.path)-1].ArgsUsage, commandArgs)
 }
 
 // long takes --name, --name=value or --name value.
