@@ -125,6 +125,9 @@ func applyEntry(dir string, words []string, times map[string]string) error {
 		if err := os.Mkdir(full, 0o700); err != nil && !os.IsExist(err) {
 			return err
 		}
+		if err := dropXattrs(full); err != nil {
+			return err
+		}
 		times[name] = e.mtime
 	case "file":
 		if err := os.WriteFile(full, e.content(), 0o600); err != nil {
@@ -235,6 +238,18 @@ func (e *layerEntry) content() []byte {
 		data = data[g.n:]
 	}
 	return out
+}
+
+// dropXattrs takes what a directory of a layer below had.
+func dropXattrs(dir string) error {
+	buf := make([]byte, 64<<10)
+	n, err := unix.Listxattr(dir, buf)
+	for name := range strings.SplitSeq(string(buf[:max(n, 0)]), "\x00") {
+		if err == nil && name != "" {
+			err = unix.Removexattr(dir, name)
+		}
+	}
+	return err
 }
 
 func setTime(name, mtime string) error {

@@ -1,6 +1,7 @@
 package overlay_test
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -69,6 +70,9 @@ type kind struct {
 	name  string
 	can   abilities
 	masks masks
+	every int // operations between remounts; 0: 150
+	// excuses are errnos of operations that are then not done to the model.
+	excuses []string
 	// mount mounts the chain below dir, an empty directory on the test's disk.
 	mount func(dir string, c chain) (target, error)
 }
@@ -117,19 +121,20 @@ func (s *scenario) run(base string, k kind, next func(model *root) string) (err 
 		if i == len(s.ops) {
 			break
 		}
-		if err := step(s.ops[i], model, to, k.masks); err != nil {
+		if err := step(s.ops[i], model, to, k); err != nil {
 			return fmt.Errorf("operation %d, %s: %w", i+1, s.ops[i], err)
 		}
 	}
 	for _, op := range []string{"check", "remount", "check"} {
-		if err := step(op, model, to, k.masks); err != nil {
+		if err := step(op, model, to, k); err != nil {
 			return fmt.Errorf("at the end, %s: %w", op, err)
 		}
 	}
 	return nil
 }
 
-func step(op string, model *root, to target, m masks) error {
+func step(op string, model *root, to target, k kind) error {
+	m := k.masks
 	switch op {
 	case "check":
 		return compare(model, to.root(), m)
@@ -147,13 +152,18 @@ func step(op string, model *root, to target, m masks) error {
 			return err
 		}
 		for p, ino := range before.inos {
-			if after.inos[p] != ino && !m.inodes {
+			// Where no attribute can hold it a symlink has another.
+			if after.inos[p] != ino && !m.inodes && !(m.owners && strings.HasPrefix(before.lines[p], "120")) {
 				return fmt.Errorf("%s: inode %d, %d after the remount", p, ino, after.inos[p])
 			}
 		}
 		return nil
 	}
-	want, got := model.do(op), to.root().do(op)
+	got := to.root().do(op)
+	if slices.Contains(k.excuses, got) {
+		return nil
+	}
+	want := model.do(op)
 	if m.links {
 		want, got = cutLinks(want), cutLinks(got)
 	}
@@ -244,7 +254,7 @@ func randomScenarios(t *testing.T, k kind, first, last uint64, ops int) {
 			switch made++; {
 			case made > ops:
 				return ""
-			case made%150 == 0:
+			case made%cmp.Or(k.every, 150) == 0:
 				return "remount"
 			case made%50 == 0:
 				return "check"
@@ -324,9 +334,11 @@ func TestSeeds(t *testing.T) {
 }
 
 var kernelOverlay = kind{
-	name:  "kernel overlayfs",
-	can:   abilities{special: true, users: true},
-	masks: masks{inodes: true}, // of symlinks and links readdir gives the lower's
+	name: "kernel overlayfs",
+	can:  abilities{special: true, users: true},
+	// Of symlinks and links its readdir gives the lower's inode; what a rename
+	// that fails has copied up changed its directory.
+	masks: masks{inodes: true, dirs: true},
 	mount: func(dir string, c chain) (target, error) {
 		return mountKernel(dir, c, "index=on,redirect_dir=on,metacopy=off")
 	},
@@ -366,10 +378,14 @@ func copyRoot(from, to string) error {
 }
 
 func (k *kernelTarget) mount() error {
-	if err := unix.Mount("imgtest", k.at, "overlay", 0, k.data); err != nil {
+	// The upper of the last mount is in use until the kernel has put it away.
+	err := error(unix.EBUSY)
+	for i := 0; err == unix.EBUSY && i < 1000; i++ {
+		err = unix.Mount("imgtest", k.at, "overlay", 0, k.data)
+	}
+	if err != nil {
 		return fmt.Errorf("overlay: %w", err)
 	}
-	var err error
 	k.r, err = openRoot(k.at)
 	return err
 }
@@ -377,7 +393,11 @@ func (k *kernelTarget) mount() error {
 func (k *kernelTarget) root() *root { return k.r }
 
 func (k *kernelTarget) close() error {
+	if k.r == nil {
+		return nil
+	}
 	k.r.close()
+	k.r = nil
 	return unix.Unmount(k.at, 0)
 }
 

@@ -250,8 +250,13 @@ func get(fd int, off, n int64) (string, error) {
 		}
 		total += n
 	}
-	h := sha256.Sum256(b[:total])
-	return fmt.Sprintf("%d bytes %x", total, h[:6]), nil
+	return readAs(b[:total]), nil
+}
+
+// readAs is how reading says what it read.
+func readAs(b []byte) string {
+	h := sha256.Sum256(b)
+	return fmt.Sprintf("%d bytes %x", len(b), h[:6])
 }
 
 func (r *root) copy(from, to string, off, n int64) (string, error) {

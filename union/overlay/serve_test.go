@@ -140,9 +140,18 @@ type unionTarget struct {
 	out  *bufio.Reader
 }
 
-// mountUnion builds the chain and mounts it, with its upper, below dir. A
-// server of another user than root finds its files all the same.
+// mountUnion builds the chain and mounts it, with its upper, below dir.
 func mountUnion(dir string, c chain, uid int) (*unionTarget, error) {
+	u, err := newUnion(dir, c, uid)
+	if err != nil {
+		return nil, err
+	}
+	return u, u.mount()
+}
+
+// newUnion builds the chain. A server of another user than root finds its files
+// all the same.
+func newUnion(dir string, c chain, uid int) (*unionTarget, error) {
 	u := &unionTarget{
 		server: server{Chain: filepath.Join(dir, "chain"), Upper: filepath.Join(dir, "uppers", "u")},
 		at:     filepath.Join(dir, "merged"), uid: uid,
@@ -156,10 +165,7 @@ func mountUnion(dir string, c chain, uid int) (*unionTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := buildChain(u.Chain, c); err != nil {
-		return nil, err
-	}
-	return u, u.mount()
+	return u, buildChain(u.Chain, c)
 }
 
 func (u *unionTarget) mount() error {

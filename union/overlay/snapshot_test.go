@@ -28,6 +28,8 @@ type masks struct {
 	links  bool // nlink, and which names share an inode
 	inodes bool // that readdir tells the inode, and that it stays
 	owners bool // of symlinks
+	times  bool // of anything
+	dirs   bool // times of directories
 }
 
 // fresh is when a time counts as "now": what the operations set themselves
@@ -127,9 +129,11 @@ func (s *snapshot) add(path string, dir int, name string, st *unix.Stat_t, m mas
 	if typ != unix.S_IFLNK || !m.owners {
 		fmt.Fprintf(&b, " %d:%d", st.Uid, st.Gid)
 	}
-	if fresh(st.Mtim.Sec) {
+	switch {
+	case m.times || m.dirs && typ == unix.S_IFDIR:
+	case fresh(st.Mtim.Sec):
 		b.WriteString(" now")
-	} else {
+	default:
 		fmt.Fprintf(&b, " %d.%09d", st.Mtim.Sec, st.Mtim.Nsec)
 	}
 	if typ != unix.S_IFDIR && !m.links {
