@@ -60,24 +60,26 @@ func warm(root string) error {
 // fio returns the bandwidth, in bytes per second, of reading size bytes; hot
 // reads are so fast that they must go round several times for a stable figure.
 func fio(ctx context.Context, file, rw, bs, size string) (float64, error) {
-	out, err := output(ctx, "fio", "--name=x", "--filename="+file, "--readonly", "--rw="+rw, "--bs="+bs,
-		"--ioengine=psync", "--invalidate=0", "--norandommap", "--randrepeat=0", "--io_size="+size,
-		"--runtime=5", "--output-format=json")
+	return bandwidth(ctx, "--filename="+file, "--readonly", "--rw="+rw, "--bs="+bs, "--io_size="+size, "--runtime=5")
+}
+
+// bandwidth runs one fio job and returns what it read or wrote, in bytes per
+// second.
+func bandwidth(ctx context.Context, args ...string) (float64, error) {
+	out, err := output(ctx, "fio", append([]string{"--name=x", "--ioengine=psync", "--invalidate=0",
+		"--norandommap", "--randrepeat=0", "--output-format=json"}, args...)...)
 	if err != nil {
 		return 0, err
 	}
-	var r struct {
-		Jobs []struct {
-			Read struct {
-				BwBytes float64 `json:"bw_bytes"`
-			} `json:"read"`
-		} `json:"jobs"`
+	type dir struct {
+		BwBytes float64 `json:"bw_bytes"`
 	}
+	var r struct{ Jobs []struct{ Read, Write dir } }
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		return 0, fmt.Errorf("fio: %w", err)
 	}
 	if len(r.Jobs) != 1 {
 		return 0, fmt.Errorf("fio: %d jobs", len(r.Jobs))
 	}
-	return r.Jobs[0].Read.BwBytes, nil
+	return r.Jobs[0].Read.BwBytes + r.Jobs[0].Write.BwBytes, nil
 }

@@ -1,15 +1,16 @@
 // Command bench prints the figures of the README: imgfs against the native
-// file system, kernel overlayfs, fuse-overlayfs, containerd and podman, on the
-// same images, in one run.
+// file system, kernel overlayfs, fuse-overlayfs, go-fuse's loopback, containerd and
+// podman, on the same images and the same disk, in one run.
 //
 // Terms: a *round* measures every candidate once, in turn, so that a drift of
 // the machine's speed touches all of them alike; a figure is the *median* over
 // the rounds; a *ratio* is taken between medians of one run and is what counts.
-// *Cold* means dropped caches, then a fresh mount. Nothing here passes or fails.
+// *Cold* means dropped caches, then a fresh mount; a writable mount has a fresh
+// upper in every round. Nothing here passes or fails.
 //
 // It needs root, /dev/fuse and the Debian packages that .ci/deps installs. All
-// it makes lies below -dir and is removed, but for the images, which are kept
-// for the next run.
+// it makes lies below -dir and is removed, but for the images and packages, which
+// are kept for the next run.
 package main
 
 import (
@@ -49,8 +50,12 @@ func run() (err error) {
 	flag.StringVar(&b.imgfs, "imgfs", "bin/imgfs", "binary under test")
 	flag.StringVar(&b.dir, "dir", ".bench", "working directory, on the file system to be measured")
 	flag.IntVar(&b.rounds, "rounds", 5, "rounds per figure")
-	flag.StringVar(&only, "only", "trees,large,pull,mount", "parts to run, comma separated")
+	flag.StringVar(&only, "only", "trees,large,pull,mount,write", "parts to run, comma separated; write stands for write-names, -data, -trees, -copyup and -default")
+	loop := flag.String("loopback", "", "serve go-fuse's loopback of this directory on the one that the argument names (the bench starts that itself)")
 	flag.Parse()
+	if *loop != "" {
+		return serveLoopback(*loop, flag.Arg(0))
+	}
 
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: mounts, dropped caches")
@@ -74,9 +79,12 @@ func run() (err error) {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"trees", b.trees}, {"large", b.large}, {"pull", b.pull}, {"mount", b.mount}}
+	}{{"trees", b.trees}, {"large", b.large}, {"pull", b.pull}, {"mount", b.mount},
+		{"write-names", b.writeNames}, {"write-data", b.writeData}, {"write-trees", b.writeTrees},
+		{"write-copyup", b.copyUp}, {"write-default", b.writeDefault}}
 	for _, p := range parts {
-		if !slices.Contains(strings.Split(only, ","), p.name) {
+		group, _, _ := strings.Cut(p.name, "-")
+		if asked := strings.Split(only, ","); !slices.Contains(asked, p.name) && !slices.Contains(asked, group) {
 			continue
 		}
 		if err := p.run(ctx); err != nil {

@@ -39,6 +39,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	}
 	b.later(func() { os.RemoveAll(b.path("mnt")) })
 	b.later(func() { os.RemoveAll(b.path("store")) })
+	b.later(func() { os.RemoveAll(b.path("upper")) })
 	b.later(func() {
 		b.run(context.Background(), "umount", "-a")
 		b.run(context.Background(), "daemon", "stop", "--force")

@@ -27,19 +27,24 @@ type step struct {
 	run  func(ctx context.Context, root string) (float64, error)
 }
 
-// compare takes every step on every candidate in every round, and returns the
-// medians by candidate and step.
+// compare takes every step on every candidate in every round, every other round
+// in reverse order, and returns the medians by candidate and step.
 func (b *bench) compare(ctx context.Context, cands []candidate, steps []step) ([][]float64, error) {
 	got := make([][]sample, len(cands))
 	for i := range got {
 		got[i] = make([]sample, len(steps))
 	}
-	for range b.rounds {
-		for i, c := range cands {
+	for round := range b.rounds {
+		for k := range cands {
+			i := k
+			if round%2 == 1 {
+				i = len(cands) - 1 - k
+			}
+			c := cands[i]
 			for j, s := range steps {
 				v, err := s.take(ctx, c)
 				if err != nil {
-					return nil, fmt.Errorf("%s: %s: %w", c.name, s.name, err)
+					return nil, errors.Join(fmt.Errorf("%s: %s: %w", c.name, s.name, err), c.unmount())
 				}
 				got[i][j].add(v)
 			}
@@ -121,7 +126,18 @@ func (b *bench) trees(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var steps []step
+	steps := walks(paths, files)
+	got, err := b.compare(ctx, cands, steps)
+	if err != nil {
+		return err
+	}
+	show(fmt.Sprintf("Walk and read of %d entries, %d files, %d layers (native: seconds; others: ratio to native / to overlayfs; medians of %d)",
+		len(paths), len(files), len(lowers), b.rounds), "time, lower is better", "%.3f s", cands, steps, got, true)
+	return nil
+}
+
+// walks are the figures of a whole tree, cold and hot.
+func walks(paths, files []string) (steps []step) {
 	for _, s := range []struct {
 		name string
 		run  func(root string) error
@@ -136,13 +152,7 @@ func (b *bench) trees(ctx context.Context) error {
 		}
 		steps = append(steps, step{"cold " + s.name, true, nil, run}, step{"hot " + s.name, false, s.run, run})
 	}
-	got, err := b.compare(ctx, cands, steps)
-	if err != nil {
-		return err
-	}
-	show(fmt.Sprintf("Walk and read of %d entries, %d files, %d layers (native: seconds; others: ratio to native / to overlayfs; medians of %d)",
-		len(paths), len(files), len(lowers), b.rounds), "time, lower is better", "%.3f s", cands, steps, got, true)
-	return nil
+	return steps
 }
 
 // plain is a directory that needs no mount.
