@@ -275,8 +275,32 @@ func (s *Store) Delete(i id.ImageID) (untagged []string, err error) {
 		delete(s.names, n)
 	}
 	delete(s.images, i)
-	s.dropBlobsLocked(i.Hex(), e.ManifestDigest.Hex())
+	hexes := []string{i.Hex(), e.ManifestDigest.Hex()}
+	for _, l := range e.Layers {
+		hexes = append(hexes, l.Blob.Hex())
+	}
+	s.dropBlobsLocked(hexes...)
 	return untagged, nil
+}
+
+// Keep moves the file of a layer's blob, synced and proven by the caller, into
+// the store: a layer made here has no registry to be had from again, and is to
+// be pushed as it was made. It stays while an image has the layer; Sweep takes
+// one that no image has.
+func (s *Store) Keep(path string, b id.Blob) error {
+	if err := os.Rename(path, s.blobPath(b.Hex())); err != nil {
+		return diskError(fmt.Errorf("image store: %w", err))
+	}
+	return syncDir(s.blobs)
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 // Sweep removes the files that no image needs and returns their size. It does
@@ -428,12 +452,7 @@ func (s *Store) writeBlob(hex string, b []byte) (err error) {
 	if err := os.Rename(f.Name(), s.blobPath(hex)); err != nil {
 		return err
 	}
-	dir, err := os.Open(s.blobs)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
+	return syncDir(s.blobs)
 }
 
 // neededLocked returns the names of the files that images need.
@@ -444,6 +463,9 @@ func (s *Store) neededLocked() map[string]bool {
 	for i, e := range s.images {
 		needed[i.Hex()] = true
 		needed[e.ManifestDigest.Hex()] = true
+		for _, l := range e.Layers { // those of committed images are here, see Keep
+			needed[l.Blob.Hex()] = true
+		}
 	}
 	return needed
 }

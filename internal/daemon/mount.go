@@ -35,6 +35,9 @@ type mount struct {
 	gone   chan struct{} // closed when the record has been dropped
 	once   sync.Once
 	ended  chan struct{} // driver erofs: closed when the kernel has no mount any more
+
+	readers sync.WaitGroup // who reads tree beside the mount
+	closing bool           // no new readers; guarded by engine.mu
 }
 
 // abandon stops serving; the kernel's mount is left as it is.
@@ -336,7 +339,9 @@ func (e *engine) follow(m *mount) {
 	}
 	e.mu.Lock()
 	kept := e.kept
+	m.closing = true
 	e.mu.Unlock()
+	m.readers.Wait()
 	e.closeTree(&m.rec, m.tree, kept)
 	if !kept {
 		if err := dropRecord(e.db, m.rec.ID); err != nil {

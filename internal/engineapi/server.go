@@ -78,6 +78,7 @@ type Engine interface {
 	Puller
 	Mounts
 	Uppers
+	Contents
 	Lifecycle
 }
 
@@ -100,6 +101,8 @@ const (
 //	POST   /imgfs/v1/mounts/{id}/wait
 //	GET    /imgfs/v1/uppers         GET, DELETE /imgfs/v1/uppers/{name}
 //	POST   /imgfs/v1/uppers/{name}/convert
+//	GET    /imgfs/v1/changes        GET /imgfs/v1/export
+//	POST   /imgfs/v1/commit
 //	GET    /imgfs/v1/status         POST /imgfs/v1/gc, /imgfs/v1/shutdown
 func NewServer(e Engine, log *slog.Logger) *http.Server {
 	s := &server{engine: e, log: log, build: ThisBuild()}
@@ -162,6 +165,12 @@ func (s *server) route(w http.ResponseWriter, r *http.Request, path string) erro
 		return s.mount(w, r)
 	case "GET /imgfs/v1/uppers":
 		return replyOf(w, r, s.engine.Uppers)
+	case "GET /imgfs/v1/changes":
+		return s.changes(w, r)
+	case "GET /imgfs/v1/export":
+		return s.export(w, r)
+	case "POST /imgfs/v1/commit":
+		return s.commit(w, r)
 	case "GET /imgfs/v1/status":
 		return replyOf(w, r, s.engine.Status)
 	case "POST /imgfs/v1/gc":

@@ -1,0 +1,311 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/imgfs/imgfs/fetch"
+	"github.com/imgfs/imgfs/imagedb"
+	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/layerdb"
+)
+
+// Commit implements engineapi.Contents. Nothing of the image is visible before
+// all of it is there. An upper without changes adds an entry to the history
+// and no layer, as with docker.
+func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engineapi.CommitResult, error) {
+	var res engineapi.CommitResult
+	name, err := commitName(req.Reference)
+	if err != nil {
+		return res, err
+	}
+	if err := e.beginPull(); err != nil { // the daemon stays for it as it does for a pull
+		return res, err
+	}
+	defer e.endPull()
+	s, err := e.source(ctx, req.Source)
+	if err != nil {
+		return res, err
+	}
+	defer s.close()
+	if s.upper == nil {
+		return res, fault.New(fault.Invalid, "%s has no upper: there is nothing to commit", s.image.name)
+	}
+	base, err := e.images.Get(s.image.id)
+	if err != nil {
+		return res, fault.WithHint(err, "its config is needed; imgfs pull %s", fault.Word(s.image.name))
+	}
+	if !slices.Equal(base.DiffIDs(), s.image.layers) {
+		return res, fault.New(fault.Conflict, "image %s is not the one that the upper lies on", s.image.name)
+	}
+	made := commitment{base: base, req: req, created: time.Now().UTC()}
+	if req.Created != nil {
+		made.created = time.Unix(*req.Created, 0).UTC()
+	}
+	if err := made.setConfig(); err != nil { // before the work
+		return res, err
+	}
+	p, err := e.layers.Pack(ctx, cmp.Or(req.Compression, "gzip"), func(w io.Writer) error { return s.upper.WriteLayer(ctx, w, s.low) })
+	if err != nil {
+		return res, adviseDamage(err, s.upper)
+	}
+	defer p.Close()
+	if p.DiffID != emptyLayer {
+		made.layer = p
+		res.Layer = p.DiffID
+	}
+	img, err := made.image(e)
+	if err != nil {
+		return res, err
+	}
+	owner := pullOwner + newID()
+	if err := e.layers.Retain(owner, img.DiffIDs()); err != nil {
+		return res, err
+	}
+	defer func() {
+		if _, err := e.layers.Release(owner); err != nil {
+			e.log.Error("commit", "owner", owner, "err", err)
+		}
+	}()
+	if made.layer != nil {
+		if _, err := e.layers.Ensure(ctx, p.Spec(), nil); err != nil {
+			return res, err
+		}
+	}
+	res.Digest = img.ManifestDigest
+	res.ID, err = e.putCommitted(img, made.layer, name)
+	return res, err
+}
+
+// emptyLayer is the tar of nothing: 1024 zeros.
+const emptyLayer id.DiffID = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+
+// commitName returns the full name that a committed image gets, "" for none.
+func commitName(name string) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	ref, err := fetch.ParseReference(name)
+	switch {
+	case err != nil:
+		return "", err
+	case ref.Local():
+		return "", fault.New(fault.Invalid, "an image cannot be called %s", name)
+	case ref.Digest() != "":
+		return "", fault.New(fault.Invalid, "refusing to create a tag with a digest reference")
+	}
+	return ref.String(), nil
+}
+
+// putCommitted records a committed image whose layers are all there, and keeps
+// the blob of its layer, nil if it has none of its own.
+func (e *engine) putCommitted(img imagedb.Image, p *layerdb.Packed, name string) (id.ImageID, error) {
+	e.names.Lock()
+	defer e.names.Unlock()
+	if err := e.layers.Retain(imageOwner+string(id.ImageIDOf(img.Config)), img.DiffIDs()); err != nil {
+		return "", err
+	}
+	if p != nil {
+		if err := e.images.Keep(p.Path(), p.Blob); err != nil {
+			return "", err
+		}
+	}
+	imageID, err := e.images.Put(img)
+	if err != nil {
+		return "", err
+	}
+	if name != "" {
+		if err := e.images.Tag(name, imageID); err != nil {
+			return "", err
+		}
+	}
+	e.log.Info("committed", "reference", name, "image", imageID, "digest", img.ManifestDigest)
+	return imageID, nil
+}
+
+// commitment is an image being made out of a base and a layer.
+type commitment struct {
+	base    imagedb.Image
+	req     engineapi.CommitRequest
+	created time.Time
+	layer   *layerdb.Packed            // nil: nothing was changed
+	config  map[string]json.RawMessage // of the new image, but for history and rootfs
+}
+
+// setConfig sets the config but for history and rootfs. All that is not known
+// here stays as the base has it.
+func (m *commitment) setConfig() error {
+	if err := json.Unmarshal(m.base.Config, &m.config); err != nil {
+		return fault.New(fault.Integrity, "image %s: config: %w", m.base.ID.Short(), err)
+	}
+	for _, of := range []string{"container", "container_config", "docker_version", "author", "comment", "id", "parent", "Size"} {
+		delete(m.config, of)
+	}
+	run := runConfig{}
+	if raw := m.config["config"]; len(raw) > 0 {
+		if err := json.Unmarshal(raw, &run); err != nil {
+			return fault.New(fault.Integrity, "image %s: config: %w", m.base.ID.Short(), err)
+		}
+	}
+	if run == nil { // null
+		run = runConfig{}
+	}
+	if err := run.apply(m.req.Changes); err != nil {
+		return err
+	}
+	set := map[string]any{"created": m.created, "config": run}
+	if m.req.Author != "" {
+		set["author"] = m.req.Author
+	}
+	if m.req.Message != "" {
+		set["comment"] = m.req.Message
+	}
+	return setFields(m.config, set)
+}
+
+func setFields(m map[string]json.RawMessage, fields map[string]any) error {
+	for k, v := range fields {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		m[k] = b
+	}
+	return nil
+}
+
+// history is the entry of a commit in an image's history.
+type history struct {
+	Created   time.Time `json:"created"`
+	CreatedBy string    `json:"created_by"`
+	Author    string    `json:"author,omitempty"`
+	Comment   string    `json:"comment,omitempty"`
+	Empty     bool      `json:"empty_layer,omitempty"`
+}
+
+// rootFS lists an image's layers in its config.
+type rootFS struct {
+	Type    string      `json:"type"`
+	DiffIDs []id.DiffID `json:"diff_ids"`
+}
+
+// descriptor refers to a blob in a manifest.
+type descriptor struct {
+	MediaType   string            `json:"mediaType"`
+	Digest      id.Blob           `json:"digest"`
+	Size        int64             `json:"size"`
+	URLs        []string          `json:"urls,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+const (
+	ociManifest = "application/vnd.oci.image.manifest.v1+json"
+	ociConfig   = "application/vnd.oci.image.config.v1+json"
+	ociLayer    = "application/vnd.oci.image.layer.v1.tar"
+	ociForeign  = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+)
+
+// image returns the record of the new image, its config and manifest made.
+func (m *commitment) image(e *engine) (imagedb.Image, error) {
+	img := imagedb.Image{Platform: m.base.Platform, Layers: slices.Clone(m.base.Layers)}
+	layers, err := m.descriptors(e)
+	if err != nil {
+		return img, err
+	}
+	if m.layer != nil {
+		img.Layers = append(img.Layers, imagedb.Layer{DiffID: m.layer.DiffID, Blob: m.layer.Blob, Size: m.layer.Size})
+		layers = append(layers, descriptor{MediaType: ociLayer + "+" + cmp.Or(m.req.Compression, "gzip"), Digest: m.layer.Blob, Size: m.layer.Size})
+	}
+	var past []json.RawMessage
+	if raw := m.config["history"]; len(raw) > 0 {
+		if err := json.Unmarshal(raw, &past); err != nil {
+			return img, fault.New(fault.Integrity, "image %s: history: %w", m.base.ID.Short(), err)
+		}
+	}
+	now, err := json.Marshal(history{m.created, "imgfs commit", m.req.Author, m.req.Message, m.layer == nil})
+	if err != nil {
+		return img, err
+	}
+	err = setFields(m.config, map[string]any{"history": append(past, now), "rootfs": rootFS{"layers", img.DiffIDs()}})
+	if err != nil {
+		return img, err
+	}
+	if img.Config, err = json.Marshal(m.config); err != nil {
+		return img, err
+	}
+	img.ID = id.ImageIDOf(img.Config)
+	img.Manifest, err = json.Marshal(struct {
+		SchemaVersion int          `json:"schemaVersion"`
+		MediaType     string       `json:"mediaType"`
+		Config        descriptor   `json:"config"`
+		Layers        []descriptor `json:"layers"`
+	}{2, ociManifest, descriptor{MediaType: ociConfig, Digest: id.Blob(img.ID), Size: int64(len(img.Config))}, layers})
+	img.ManifestDigest = id.BlobOf(img.Manifest)
+	img.Digest = img.ManifestDigest
+	return img, err
+}
+
+// descriptors returns those of the base's layers, with OCI's media types. A
+// layer that came without a blob of its own, as from docker save, is its
+// uncompressed tar.
+func (m *commitment) descriptors(e *engine) ([]descriptor, error) {
+	var old struct {
+		Layers []descriptor `json:"layers"`
+	}
+	if m.base.Manifest != nil {
+		_ = json.Unmarshal(m.base.Manifest, &old) // one of another form says nothing here
+	}
+	list := make([]descriptor, 0, len(m.base.Layers)+1)
+	for i, l := range m.base.Layers {
+		if i < len(old.Layers) && l.Blob != "" && old.Layers[i].Digest == l.Blob {
+			d := old.Layers[i]
+			d.MediaType = ociMediaType(d.MediaType)
+			list = append(list, d)
+			continue
+		}
+		info, err := e.layers.Info(l.DiffID)
+		if err != nil {
+			return nil, err
+		}
+		d := descriptor{MediaType: ociLayer, Digest: l.Blob, Size: l.Size}
+		switch {
+		case l.Blob == "" || l.Size == 0:
+			d.Digest, d.Size = id.Blob(l.DiffID), info.StreamSize
+		case info.Blob != l.Blob:
+			d.MediaType += "+gzip" // by far the likeliest, and readers look at the bytes
+		case info.Compression != "none":
+			d.MediaType += "+" + info.Compression
+		}
+		list = append(list, d)
+	}
+	return list, nil
+}
+
+// ociMediaType returns a layer's media type as OCI has it.
+func ociMediaType(t string) string {
+	const docker = "application/vnd.docker.image.rootfs."
+	rest, ok := strings.CutPrefix(t, docker)
+	if !ok {
+		return t
+	}
+	kind := ociLayer
+	if r, foreign := strings.CutPrefix(rest, "foreign."); foreign {
+		kind, rest = ociForeign, r
+	}
+	switch rest {
+	case "diff.tar.gzip":
+		return kind + "+gzip"
+	case "diff.tar.zstd":
+		return kind + "+zstd"
+	case "diff.tar":
+		return kind
+	}
+	return t
+}
