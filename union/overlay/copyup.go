@@ -301,7 +301,7 @@ func (u *Union) stageCopy(tmp string, nid erofs.NID, a *erofs.Attr) (ino uint64,
 			return 0, err
 		}
 	}
-	if kind != unix.S_IFDIR {
+	if kind != unix.S_IFDIR && !u.o.Foreign { // it would be taken for one of the upper's own chain
 		if err := u.format.SetNID(fd, uint64(nid)); err != nil {
 			return 0, err
 		}
