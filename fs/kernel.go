@@ -189,6 +189,29 @@ func (s *Server) ioctl(request uintptr, arg unsafe.Pointer) (uintptr, error) {
 	return r, nil
 }
 
+// Invalidate has the kernel forget an inode's attributes and, unless off is
+// negative, its pages from off on: length bytes, or all with length 0. Those
+// that it has not written back it writes first, by WRITEs that this waits for,
+// and those that a READ or WRITE in progress is about it waits for: where
+// there may be any, only a request that handed over may ask for it, and never
+// one of these two. It is an error if the kernel knows no such inode.
+func (s *Server) Invalidate(node uint64, off, length int64) error {
+	const notifyInvalInode = 2
+	var b [outHeaderSize + 24]byte // fuse_out_header, fuse_notify_inval_inode_out
+	native.PutUint32(b[:], uint32(len(b)))
+	native.PutUint32(b[4:], notifyInvalInode)
+	native.PutUint64(b[outHeaderSize:], node)
+	native.PutUint64(b[outHeaderSize+8:], uint64(off))
+	native.PutUint64(b[outHeaderSize+16:], uint64(length))
+	s.closing.RLock()
+	defer s.closing.RUnlock()
+	if s.released {
+		return unix.ENODEV
+	}
+	_, err := unix.Write(s.fd, b[:])
+	return err
+}
+
 // Passthrough is for the file system, see [Kernel].
 func (s *Server) Passthrough() bool { return s.passthrough }
 

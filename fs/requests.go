@@ -16,7 +16,7 @@ const (
 	opFlush, opInit, opOpendir, opReaddir, opReleasedir        = 25, 26, 27, 28, 29
 	opFsyncdir, opCreate, opInterrupt, opDestroy               = 30, 35, 36, 38
 	opIoctl, opBatchForget, opFallocate, opReaddirplus         = 39, 42, 43, 44
-	opRename2, opCopyFileRange, opTmpfile                      = 45, 47, 51
+	opRename2, opLseek, opCopyFileRange, opTmpfile             = 45, 46, 47, 51
 	opCount                                                    = 64
 	fattrSize                                           uint32 = 1 << 3 // of fuse_setattr_in.valid
 )
@@ -44,7 +44,7 @@ func (s *Server) waits(op uint32, in []byte) bool {
 	}
 	body := in[inHeaderSize:]
 	switch op {
-	case opWrite, opFsync, opFsyncdir, opFallocate, opCopyFileRange, opIoctl:
+	case opWrite, opFsync, opFsyncdir, opFallocate, opCopyFileRange, opLseek, opIoctl:
 		return true
 	case opOpen:
 		return len(body) >= 4 && native.Uint32(body)&unix.O_ACCMODE != unix.O_RDONLY
