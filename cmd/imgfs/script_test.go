@@ -62,7 +62,8 @@ func needRoot(t *testing.T) {
 type running struct {
 	testing.TB
 	reg        *imgtest.Registry
-	foreground *exec.Cmd // nil unless one runs
+	foreground *exec.Cmd     // nil unless one runs
+	goesOn     func() string // returns what else that wrote to standard error, at its end
 }
 
 type runningKey struct{}
@@ -122,6 +123,8 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"heal":       func(ts *testscript.TestScript, _ bool, _ []string) { of(ts).reg.Heal() },
 	"requests":   cmdRequests,
 	"fails":      cmdFails,
+	"exec-code":  cmdExecCode,
+	"configure":  cmdConfigure,
 	"interrupt":  cmdInterrupt,
 	"bereave":    cmdBereave,
 	"parallel":   cmdParallel,
@@ -137,6 +140,14 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 		ts.Check(of(ts).foreground.Process.Signal(os.Interrupt))
 	},
 	"ended": cmdEnded,
+	// said PATTERN: what the foreground command, which has ended, wrote to
+	// standard error after it had mounted.
+	"said": func(ts *testscript.TestScript, neg bool, args []string) {
+		text := of(ts).goesOn()
+		if regexp.MustCompile("(?m)"+args[0]).MatchString(text) == neg {
+			ts.Fatalf("said %q", text)
+		}
+	},
 	// needs PROGRAM... skips or fails the script where one is missing.
 	"needs": func(ts *testscript.TestScript, _ bool, args []string) {
 		for _, name := range args {
@@ -463,6 +474,15 @@ func cmdForeground(ts *testscript.TestScript, _ bool, args []string) {
 	for sc := bufio.NewScanner(stderr); sc.Scan(); {
 		fmt.Fprintln(&text, sc.Text())
 		if strings.HasPrefix(sc.Text(), "mounted on ") {
+			rest := make(chan string, 1)
+			go func() {
+				var text strings.Builder
+				for sc.Scan() {
+					fmt.Fprintln(&text, sc.Text())
+				}
+				rest <- text.String()
+			}()
+			of(ts).goesOn = sync.OnceValue(func() string { return <-rest })
 			return
 		}
 	}
@@ -473,6 +493,7 @@ func cmdForeground(ts *testscript.TestScript, _ bool, args []string) {
 // ended CODE waits for the foreground command to end with CODE.
 func cmdEnded(ts *testscript.TestScript, _ bool, args []string) {
 	cmd := of(ts).foreground
+	of(ts).goesOn() // Wait would close the pipe
 	cmd.Wait()
 	if strconv.Itoa(cmd.ProcessState.ExitCode()) != args[0] {
 		ts.Fatalf("%v: %v, want %s", cmd.Args, cmd.ProcessState, args[0])

@@ -28,7 +28,7 @@ func startCommand(spec *Spec, t *tree) (int, error) {
 			return 0, fault.New(fault.Invalid, "hostname %q: %w", spec.Hostname, err)
 		}
 	}
-	env := environment(spec.Env, who.home)
+	env := Environment(spec.Env, who.Home)
 	unix.Umask(0o022)
 	if err := t.changeDir(cmp.Or(spec.WorkDir, "/")); err != nil {
 		return 0, err
@@ -51,9 +51,9 @@ func startCommand(spec *Spec, t *tree) (int, error) {
 	return pid, nil
 }
 
-// environment returns env, of which the last of a name counts, with what
+// Environment returns env, of which the last of a name counts, with what
 // every program expects.
-func environment(env []string, home string) []string {
+func Environment(env []string, home string) []string {
 	var out []string
 	at := map[string]int{}
 	for _, e := range append([]string{"PATH=" + DefaultPath, "HOME=" + home}, env...) {
@@ -154,15 +154,15 @@ func notExecutable(name string, err error) error {
 }
 
 // explain says what has kept a command that is there from starting.
-func explain(name string, who identity, err error) error {
+func explain(name string, who Identity, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return &codeError{CodeNotFound, fault.New(fault.NotFound, "%s: its interpreter or dynamic linker is missing", name)}
 	case errors.Is(err, unix.ENOEXEC):
 		return &codeError{CodeNotExecutable, fault.WithHint(fault.New(fault.Failed, "%s: %w", name, err),
 			"a program of another architecture, or a script without #!")}
-	case errors.Is(err, unix.EINVAL) && (who.uid != 0 || who.gid != 0):
-		return fault.WithHint(fault.New(fault.Denied, "user %d:%d does not exist in this user namespace", who.uid, who.gid),
+	case errors.Is(err, unix.EINVAL) && (who.UID != 0 || who.GID != 0):
+		return fault.WithHint(fault.New(fault.Denied, "user %d:%d does not exist in this user namespace", who.UID, who.GID),
 			"install newuidmap (package uidmap) and give yourself ranges: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER")
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return &codeError{CodeNotExecutable, fault.New(fault.Denied, "%s: %w", name, err)}
@@ -172,7 +172,7 @@ func explain(name string, who identity, err error) error {
 
 // startAs forks and executes. What limits the command is set on a thread that
 // does nothing else, from which the child inherits it.
-func startAs(program string, args, env []string, who identity, grouped, confined bool) (pid int, err error) {
+func startAs(program string, args, env []string, who Identity, grouped, confined bool) (pid int, err error) {
 	type result struct {
 		pid int
 		err error
@@ -187,7 +187,7 @@ func startAs(program string, args, env []string, who identity, grouped, confined
 	return r.pid, r.err
 }
 
-func limited(program string, args, env []string, who identity, grouped, confined bool) (int, error) {
+func limited(program string, args, env []string, who Identity, grouped, confined bool) (int, error) {
 	if err := dropInheritable(); err != nil {
 		return 0, err
 	}
@@ -205,7 +205,7 @@ func limited(program string, args, env []string, who identity, grouped, confined
 	return syscall.ForkExec(program, args, &syscall.ProcAttr{
 		Env: env, Files: []uintptr{0, 1, 2},
 		Sys: &syscall.SysProcAttr{Credential: &syscall.Credential{
-			Uid: who.uid, Gid: who.gid, Groups: who.groups, NoSetGroups: !grouped,
+			Uid: who.UID, Gid: who.GID, Groups: who.Groups, NoSetGroups: !grouped,
 		}},
 	})
 }

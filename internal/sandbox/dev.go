@@ -25,6 +25,7 @@ func (t *tree) devices() error {
 	if err := t.special("dev", dev); err != nil {
 		return err
 	}
+	t.dev = dev
 	old := unix.Umask(0)
 	defer unix.Umask(old)
 	for _, n := range nodes {

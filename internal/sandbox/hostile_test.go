@@ -132,7 +132,7 @@ func TestIdentify(t *testing.T) {
 		if err != nil {
 			got = err.Error()
 		} else {
-			got = fmt.Sprintf("%d:%d %v %s", who.uid, who.gid, who.groups, who.home)
+			got = fmt.Sprintf("%d:%d %v %s", who.UID, who.GID, who.Groups, who.Home)
 		}
 		if err == nil && got != want || err != nil && !strings.Contains(got, want) {
 			t.Errorf("%q: %s, want %s", user, got, want)
@@ -153,7 +153,7 @@ func FuzzIdentify(f *testing.F) {
 	f.Add("me:b", []byte("me:x:1000:1001::/h:\n"), []byte("b:x:8:me\n"))
 	f.Fuzz(func(t *testing.T, user string, passwd, group []byte) {
 		who, err := identify(user, passwd, group)
-		if err == nil && (!strings.HasPrefix(who.home, "/") || len(who.groups) > maxGroups || who.uid == 1<<32-1) {
+		if err == nil && (!strings.HasPrefix(who.Home, "/") || len(who.Groups) > maxGroups || who.UID == 1<<32-1) {
 			t.Errorf("%+v", who)
 		}
 	})

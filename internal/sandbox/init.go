@@ -279,6 +279,11 @@ func takeOutside(b *begin) (*outside, error) {
 			return nil, fault.New(fault.Invalid, "%s: not a directory", b.Dir)
 		}
 		tree = fd
+		if b.Inert {
+			if err := setAttr(tree, unix.MOUNT_ATTR_NODEV); err != nil {
+				return nil, fmt.Errorf("%s: %w", b.Dir, err)
+			}
+		}
 	}
 	for _, bind := range b.Binds {
 		fd, dir, err := cloneTree(unix.AT_FDCWD, bind.Source, bind.ReadOnly)

@@ -22,7 +22,7 @@ func cloneTree(dirfd int, path string, readOnly bool) (fd int, dir bool, err err
 	var st unix.Stat_t
 	err = unix.Fstat(fd, &st)
 	if err == nil && readOnly {
-		err = protect(fd, true)
+		err = setAttr(fd, unix.MOUNT_ATTR_RDONLY)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -31,25 +31,19 @@ func cloneTree(dirfd int, path string, readOnly bool) (fd int, dir bool, err err
 	return fd, st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }
 
-// protect makes a mount read-only, with all below it where recursive is set.
-func protect(fd int, recursive bool) error {
-	flags := uint(unix.AT_EMPTY_PATH)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	if err := unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+// setAttr sets an attribute of a mount and all below it.
+func setAttr(fd int, attr uint64) error {
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: attr}); err != nil {
 		if err == unix.ENOSYS {
 			return fault.New(fault.Unavailable, "mount_setattr: %w; this needs Linux 5.12", err)
 		}
-		return fmt.Errorf("read-only mount: %w", err)
+		return fmt.Errorf("mount attributes: %w", err)
 	}
 	return nil
 }
 
-// Attributes of the file systems that are not the image's.
-const (
-	inert = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
-)
+// inert are the attributes of file systems that are there to be looked at.
+const inert = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
 // fresh returns a new file system, mounted nowhere yet. Options are key and
 // value by turns.
@@ -93,7 +87,7 @@ func absent(err error) bool {
 }
 
 // procSys mounts /proc and /sys.
-func (t *tree) procSys(confined bool) error {
+func (t *tree) procSys() error {
 	proc, err := fresh("proc", inert)
 	if errors.Is(err, unix.EPERM) {
 		err = fault.WithHint(fault.New(fault.Denied, "%w", err), "parts of this machine's /proc are covered, as in a container: run as root, or with them uncovered")
@@ -122,8 +116,6 @@ func (t *tree) procSys(confined bool) error {
 			unix.Close(cg)
 		}
 	}
-	if !confined {
-		return nil
-	}
-	return restrict(map[string]int{"proc": proc, "sys": sys})
+	t.proc, t.sys = proc, sys
+	return nil
 }

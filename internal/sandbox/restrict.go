@@ -8,9 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// restrict hides and write-protects the paths that docker does; top has the
-// mounts of proc and sys.
-func restrict(top map[string]int) error {
+// restrict hides and write-protects the paths that docker does.
+//
+// Preconditions: /proc, /sys and /dev are mounted.
+func (t *tree) restrict() error {
+	top := map[string]int{"proc": t.proc, "sys": t.sys}
 	each := func(paths []string, do func(at int) error) error {
 		for _, p := range paths {
 			dir, name, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
@@ -29,7 +31,7 @@ func restrict(top map[string]int) error {
 		return nil
 	}
 	// Read-only first: hiding needs no place in what is copied for it.
-	return errors.Join(each(ReadonlyPaths(), writeProtect), each(MaskedPaths(), mask))
+	return errors.Join(each(ReadonlyPaths(), writeProtect), each(MaskedPaths(), t.mask))
 }
 
 func writeProtect(at int) error {
@@ -42,7 +44,7 @@ func writeProtect(at int) error {
 }
 
 // mask covers a directory with an empty one, a file with /dev/null.
-func mask(at int) error {
+func (t *tree) mask(at int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(at, &st); err != nil {
 		return err
@@ -52,7 +54,7 @@ func mask(at int) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		fd, err = fresh("tmpfs", inert|unix.MOUNT_ATTR_RDONLY)
 	} else {
-		fd, _, err = cloneTree(unix.AT_FDCWD, "/dev/null", false)
+		fd, _, err = cloneTree(t.dev, "null", false)
 	}
 	if err != nil {
 		return err

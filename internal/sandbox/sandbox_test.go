@@ -285,7 +285,7 @@ func TestConfined(t *testing.T) {
 	for _, confined := range []bool{true, false} {
 		show.Confined = confined
 		_, out := run(t, asRoot, scene{Options: Options{Dir: tree, Staging: filepath.Join(dir, "staging")}, Spec: show})
-		const few = "CapInh:\t0000000000000000\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\n"
+		const few = "CapInh:\t0000000000000000\nCapEff:\t00000000a00425fb\nCapBnd:\t00000000a00425fb\n"
 		if strings.HasPrefix(out, few) != confined || strings.Contains(out, "domainname: Read-only") != confined {
 			t.Errorf("confined %v:\n%s", confined, out)
 		}

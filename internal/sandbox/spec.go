@@ -18,8 +18,8 @@ type Spec struct {
 	Hostname string   // "" keeps the host's
 	Files    []File   // put over those of the tree
 
-	// Confined drops all but docker's default capabilities, and hides and
-	// write-protects the parts of /proc and /sys that docker does.
+	// Confined drops all but docker's default capabilities (not CAP_MKNOD), and
+	// hides and write-protects the parts of /proc and /sys that docker does.
 	Confined bool
 }
 
@@ -65,10 +65,11 @@ func ParseBind(s string) (Bind, error) {
 	return b, nil
 }
 
-// Capabilities are docker's default set, by number.
+// capabilities are docker's default set, by number, without CAP_MKNOD: docker
+// has a device cgroup to keep a container's root from the disks it can name.
 var capabilities = [...]int{
-	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FSETID, unix.CAP_FOWNER, unix.CAP_MKNOD,
-	unix.CAP_NET_RAW, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETFCAP, unix.CAP_SETPCAP,
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FSETID, unix.CAP_FOWNER, unix.CAP_NET_RAW,
+	unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETFCAP, unix.CAP_SETPCAP,
 	unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_CHROOT, unix.CAP_KILL, unix.CAP_AUDIT_WRITE,
 }
 
@@ -76,8 +77,8 @@ var capabilities = [...]int{
 // runtime names them.
 func CapabilityNames() []string {
 	return []string{
-		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD",
-		"CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP",
+		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_NET_RAW",
+		"CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP",
 		"CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 	}
 }

@@ -27,6 +27,7 @@ type Options struct {
 
 	Dir      string // the tree; "": what Mount is going to mount
 	ReadOnly bool   // make Dir read-only for the command
+	Inert    bool   // and its device nodes ineffective
 	Binds    []Bind
 }
 
@@ -101,7 +102,7 @@ func (s *Sandbox) begin(o Options, rootless bool) error {
 	}
 	b := &begin{
 		Staging: o.Staging, Name: "run-" + strconv.Itoa(s.cmd.Process.Pid),
-		Dir: o.Dir, ReadOnly: o.ReadOnly, Binds: o.Binds,
+		Dir: o.Dir, ReadOnly: o.ReadOnly, Inert: o.Inert, Binds: o.Binds,
 	}
 	if err := s.socket.send(message{Begin: b}, -1); err != nil {
 		return fmt.Errorf("sandbox: %w", err)

@@ -17,10 +17,11 @@ import (
 
 // tree is the root directory to be, with what has been mounted in it.
 type tree struct {
-	root     int        // O_PATH
-	made     []made     // in the order of their making
-	attached []attached // likewise
-	grouped  bool       // setgroups(2) is allowed
+	proc, sys, dev int        // their mounts, once attached
+	root           int        // O_PATH
+	made           []made     // in the order of their making
+	attached       []attached // likewise
+	grouped        bool       // setgroups(2) is allowed
 }
 
 // made is a place that the tree did not have.
@@ -28,6 +29,7 @@ type made struct {
 	parent int // O_PATH
 	name   string
 	dir    bool
+	times  []unix.Timespec // of the parent before: atime, mtime
 }
 
 // attached is a mount.
@@ -38,25 +40,36 @@ type attached struct {
 
 // open returns the mounted tree.
 func (o *outside) open() (*tree, error) {
-	root, err := unix.Open(o.target, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("root directory: %w", err)
-	}
-	// In a user namespace that has root alone it is not.
-	setgroups, err := os.ReadFile("/proc/self/setgroups")
+	t, err := openTree(o.target)
 	if err != nil {
 		return nil, err
 	}
-	return &tree{root: root, grouped: !strings.HasPrefix(string(setgroups), "deny")}, nil
+	// In a user namespace that has root alone it is not.
+	setgroups, err := os.ReadFile("/proc/self/setgroups")
+	t.grouped = !strings.HasPrefix(string(setgroups), "deny")
+	return t, err
+}
+
+func openTree(dir string) (*tree, error) {
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("root directory: %w", err)
+	}
+	return &tree{root: root}, nil
 }
 
 // build mounts in the tree whatever the command needs.
 func (o *outside) build(t *tree, spec *Spec) error {
-	if err := t.procSys(spec.Confined); err != nil {
+	if err := t.procSys(); err != nil {
 		return err
 	}
 	if err := t.devices(); err != nil {
 		return err
+	}
+	if spec.Confined {
+		if err := t.restrict(); err != nil {
+			return err
+		}
 	}
 	for i, f := range spec.Files {
 		if err := o.file(t, i, f); err != nil {
@@ -223,6 +236,10 @@ func (t *tree) checked(fd int, dir bool) (int, error) {
 }
 
 func (t *tree) make(parent int, name string, dir bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(parent, &st); err != nil {
+		return err
+	}
 	if dir {
 		if err := unix.Mkdirat(parent, name, 0o755); err != nil {
 			return err
@@ -234,7 +251,7 @@ func (t *tree) make(parent int, name string, dir bool) error {
 		}
 		unix.Close(fd)
 	}
-	t.made = append(t.made, made{parent, name, dir})
+	t.made = append(t.made, made{parent, name, dir, []unix.Timespec{st.Atim, st.Mtim}})
 	return nil
 }
 
@@ -303,7 +320,12 @@ func (t *tree) tidy() error {
 		} else if !emptyFile(m.parent, m.name) {
 			continue
 		}
-		errs = append(errs, unix.Unlinkat(m.parent, m.name, flags))
+		if err := unix.Unlinkat(m.parent, m.name, flags); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		// The last one to go was the first to come, so these are the oldest.
+		errs = append(errs, unix.UtimesNanoAt(m.parent, "", m.times, unix.AT_EMPTY_PATH))
 	}
 	return errors.Join(append(errs, unix.Chdir("/"))...)
 }

@@ -13,11 +13,37 @@ import (
 	"github.com/imgfs/imgfs/internal/fault"
 )
 
-// identity is who a command runs as.
-type identity struct {
-	uid, gid uint32
-	groups   []uint32
-	home     string
+// Identity is who a command runs as.
+type Identity struct {
+	UID, GID uint32
+	Groups   []uint32 // supplementary ones
+	Home     string
+}
+
+// Identify finds user, NAME|UID[:NAME|GID], in the databases of the tree at
+// root, without following its symlinks out of it.
+func Identify(root, user string) (Identity, error) {
+	t, err := openTree(root)
+	if err != nil {
+		return Identity{}, err
+	}
+	defer unix.Close(t.root)
+	return t.identify(user)
+}
+
+// Has reports whether the tree at root has a file name.
+func Has(root, name string) bool {
+	t, err := openTree(root)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(t.root)
+	fd, err := t.open(name, unix.O_PATH, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
 }
 
 // maxDatabase bounds what is read of /etc/passwd and /etc/group.
@@ -41,24 +67,24 @@ func (t *tree) readFile(name string) ([]byte, error) {
 
 // identify finds user, NAME|UID[:NAME|GID], in the tree's databases as docker
 // does: a name goes before a number, and a number need not be known.
-func (t *tree) identify(user string) (identity, error) {
+func (t *tree) identify(user string) (Identity, error) {
 	passwd, err := t.readFile("etc/passwd")
 	if err != nil {
-		return identity{}, err
+		return Identity{}, err
 	}
 	group, err := t.readFile("etc/group")
 	if err != nil {
-		return identity{}, err
+		return Identity{}, err
 	}
 	return identify(user, passwd, group)
 }
 
-func identify(user string, passwd, group []byte) (identity, error) {
+func identify(user string, passwd, group []byte) (Identity, error) {
 	name, groupName, withGroup := strings.Cut(user, ":")
 	if name == "" {
 		name = "0"
 	}
-	who := identity{home: "/"}
+	who := Identity{Home: "/"}
 	number, numeric := parseID(name)
 	known := lookUp(passwd, 7, func(f []string) bool { return f[0] == name })
 	if known == nil && numeric {
@@ -71,12 +97,12 @@ func identify(user string, passwd, group []byte) (identity, error) {
 		if !ok1 || !ok2 {
 			return who, fault.New(fault.Invalid, "user %q: malformed line in the tree's /etc/passwd", name)
 		}
-		name, who.uid, who.gid = known[0], uid, gid
+		name, who.UID, who.GID = known[0], uid, gid
 		if strings.HasPrefix(known[5], "/") {
-			who.home = known[5]
+			who.Home = known[5]
 		}
 	case numeric:
-		who.uid = number
+		who.UID = number
 	default:
 		return who, fault.New(fault.Invalid, "user %q: not in the tree's /etc/passwd", name)
 	}
@@ -88,15 +114,15 @@ func identify(user string, passwd, group []byte) (identity, error) {
 		if !numeric {
 			return who, fault.New(fault.Invalid, "group %q: not in the tree's /etc/group", groupName)
 		}
-		who.gid = gid
+		who.GID = gid
 		return who, nil
 	}
 	if known != nil {
 		eachLine(group, 4, func(f []string) bool {
 			if gid, ok := parseID(f[2]); ok && slices.Contains(strings.Split(f[3], ","), name) {
-				who.groups = append(who.groups, gid)
+				who.Groups = append(who.Groups, gid)
 			}
-			return len(who.groups) < maxGroups
+			return len(who.Groups) < maxGroups
 		})
 	}
 	return who, nil

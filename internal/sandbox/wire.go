@@ -41,6 +41,7 @@ type begin struct {
 	Staging, Name string
 	Dir           string
 	ReadOnly      bool
+	Inert         bool
 	Binds         []Bind
 }
 
