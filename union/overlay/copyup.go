@@ -325,6 +325,9 @@ func (u *Union) copyAttrs(fd int, nid erofs.NID, a *erofs.Attr) error {
 	}
 	var failed error
 	err := u.img.Xattrs(nid, func(name string, value []byte) bool {
+		if upperdir.Private(name) {
+			return true // nobody sees it, and here it would mean something
+		}
 		failed = unix.Setxattr(procPath(fd), u.format.Escape(name), value, 0)
 		if u.format.Override && (failed == unix.EPERM || failed == unix.EOPNOTSUPP) {
 			failed = nil // who has no privilege cannot keep what only root may set

@@ -259,6 +259,7 @@ func (u *Union) make(dirfd int, name string, b *birth, plain bool) (fd int, err 
 				fd, err = unix.Openat(dirfd, name, flags, perm)
 				return err
 			}
+			return unix.Mknodat(dirfd, name, unix.S_IFREG|perm, 0)
 		}
 		return u.format.Mknod(dirfd, name, b.mode&unix.S_IFMT|perm, b.rdev)
 	})

@@ -18,8 +18,8 @@ func TestNamespace(t *testing.T) {
 			if got := string(out); got != c.want {
 				t.Errorf("got:\n%swant:\n%s", got, c.want)
 			}
-			if u.errs.Len() > 0 {
-				t.Errorf("server: %s", u.errs.Bytes())
+			if said := u.errs.String(); said != "" {
+				t.Errorf("server: %s", said)
 			}
 		})
 	}

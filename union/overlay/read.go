@@ -36,8 +36,8 @@ func (u *Union) inspect(dirfd int, name string) (onDisk, error) {
 		if f.opaque, err = u.format.Opaque(fd); err != nil {
 			return f, err
 		}
-	} else if f.nid, err = u.copiedFrom(fd, kind); err != nil {
-		return f, err
+	} else {
+		f.nid = u.copiedFrom(fd, name, kind)
 	}
 	if kind == unix.S_IFREG {
 		if f.metacopy, err = u.format.Metacopy(fd); err != nil {
@@ -51,27 +51,33 @@ func (u *Union) inspect(dirfd int, name string) (onDisk, error) {
 }
 
 // copiedFrom returns the inode of the chain whose identity an upper inode has.
-// One that the chain does not have, or of another type, is none: nothing but
-// st_ino depends on it.
-func (u *Union) copiedFrom(fd int, kind uint32) (erofs.NID, error) {
+// What is no such number, or that of an inode which the chain does not have or
+// has of another type, is none: nothing but st_ino depends on it.
+func (u *Union) copiedFrom(fd int, name string, kind uint32) erofs.NID {
 	if u.o.Foreign {
-		return 0, nil
+		return 0
 	}
 	n, ok, err := u.format.NID(fd)
-	if err != nil || !ok || n <= lower.Root || n > lower.NIDMask {
-		return 0, err
+	if err != nil {
+		u.faults.Status("lookup", fmt.Errorf("upper entry %q: %w", name, err))
+		return 0
+	}
+	if !ok || n <= lower.Root || n > lower.NIDMask {
+		return 0
 	}
 	var a erofs.Attr
 	if u.img.Stat(erofs.NID(n), &a) != nil || a.Mode&unix.S_IFMT != kind {
-		return 0, nil
+		return 0
 	}
-	return erofs.NID(n), nil
+	return erofs.NID(n)
 }
 
 // readLocked looks at an entry of the upper, and makes it a node or a damage.
 //
 // Preconditions: mu is held exclusively; p is loaded; e is unread.
 func (u *Union) readLocked(p *node, e *entry) {
+	p.dir.settle(e, nil) // for who comes by here again, by redirects
+	e.state = entryDamaged
 	n, err := u.nodeLocked(p, e.name)
 	if err != nil {
 		p.dir.settle(e, nil)
@@ -197,32 +203,48 @@ func (u *Union) dirNodeLocked(p *node, name string, f *onDisk) (*node, error) {
 	return n, nil
 }
 
-// shownLocked reports whether a directory of the chain can be reached by its
-// own name there, or is in the upper already.
+// shownLocked reports whether a directory of the chain can be reached: by its
+// own name there, or by one that a redirect we know has given it. What of the
+// upper lies on its own path is known then.
 //
 // Preconditions: mu is held exclusively.
 func (u *Union) shownLocked(nid erofs.NID) (bool, error) {
-	if u.nodes[u.low.Node(nid)] != nil {
-		return true, nil
+	id := u.low.Node(nid)
+	if n := u.nodes[id]; n != nil {
+		return n == u.root || n.parent != nil, nil
 	}
 	names, err := u.names.of(u.img, nid)
 	if err != nil || len(names) == 0 {
 		return false, err
 	}
-	return u.nameShownLocked(names[0])
+	shown, err := u.nameShownLocked(names[0])
+	if err != nil || shown {
+		return shown, err
+	}
+	if p := u.nodes[u.low.Node(names[0].dir)]; p != nil && p.dir != nil {
+		name, err := names[0].name(u.img)
+		if err != nil {
+			return false, err
+		}
+		if e := p.dir.names[name]; e != nil && e.state == entryUnread {
+			u.readLocked(p, e)
+		}
+	}
+	return u.nodes[id] != nil, nil
 }
 
-// nameShownLocked reports whether a name of the chain is visible, as far as
-// is known without looking for redirects.
+// nameShownLocked reports whether a name of the chain is visible and is not in
+// the upper, as far as is known without looking for redirects.
 //
 // Preconditions: mu is held exclusively.
 func (u *Union) nameShownLocked(l lowerName) (bool, error) {
+	shown, err := u.shownLocked(l.dir)
+	if err != nil || !shown {
+		return false, err
+	}
 	p := u.nodes[u.low.Node(l.dir)]
 	if p == nil {
-		return u.shownLocked(l.dir)
-	}
-	if p.parent == nil && p != u.root {
-		return false, nil
+		return true, nil
 	}
 	d, err := u.loadLocked(p)
 	if err != nil {
