@@ -87,15 +87,24 @@ func stopDaemon(c *cli.Context) error {
 	if err := argsBetween(c, 0, 0); err != nil {
 		return err
 	}
-	client, err := dial(c)
+	paths, err := daemon.Locate(c.String("root"))
 	if err != nil {
 		return err
 	}
+	client := engineapi.New(paths.Socket)
+	// What is kept of them can be seen when they are gone; nothing is lost
+	// where the daemon does not say.
+	mounts, _ := client.Mounts(c.Context)
 	ctx, cancel := context.WithTimeoutCause(c.Context, stopTimeout, errors.New("the daemon does not end"))
 	defer cancel()
 	err = client.Shutdown(ctx, c.Bool("force"))
 	if errors.Is(err, engineapi.ErrNoDaemon) {
 		return nil
+	}
+	if err == nil {
+		for _, m := range mounts {
+			tellIfKept(c.App.ErrWriter, paths, m)
+		}
 	}
 	return err
 }

@@ -226,10 +226,8 @@ func mountForeground(c *cli.Context, req engineapi.MountRequest, show display) e
 		_ = client.WaitGone(ctx, m.ID)
 	}
 	stop()
-	if err = firstOf(err, <-ended); err == nil && m.Upper != "" && !c.Bool("quiet") {
-		if _, lost := os.Lstat(paths.Upper(m.Upper)); lost == nil {
-			tellKept(c.App.ErrWriter, m)
-		}
+	if err = firstOf(err, <-ended); err == nil && !c.Bool("quiet") {
+		tellIfKept(c.App.ErrWriter, paths, m)
 	}
 	return err
 }

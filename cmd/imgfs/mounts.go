@@ -19,7 +19,7 @@ func mountsCommand() *cli.Command {
 		Usage: "list the mounts of the store",
 		Description: `
 Template fields: .ID .Dir .Image .ImageID .ChainID .Driver .Mode
-.Upper .Lookups .Getattrs .Readdirs .Opens .Reads .ReadBytes .Errors .Age .CreatedAt
+.Upper .Writes .WriteBytes .Changes .Lookups .Getattrs .Readdirs .Opens .Reads .ReadBytes .Errors .Age .CreatedAt
 (the counts are of requests from the kernel; what its caches answer is not
 among them).
 
@@ -44,12 +44,14 @@ type mountRow struct {
 	Driver, Mode, Upper                    string
 	Lookups, Getattrs, Readdirs            string
 	Opens, Reads, ReadBytes, Other, Errors string
+	Writes, WriteBytes, Changes, LastError string
 	Age, CreatedAt                         string
 }
 
 var mountHead = mountRow{ID: "ID", Dir: "DIR", Image: "IMAGE", ImageID: "IMAGE ID", ChainID: "CHAIN ID",
 	Driver: "DRIVER", Mode: "MODE", Upper: "UPPER", Lookups: "LOOKUPS", Getattrs: "GETATTRS", Readdirs: "READDIRS",
 	Opens: "OPENS", Reads: "READS", ReadBytes: "READ BYTES", Other: "OTHER", Errors: "ERRORS",
+	Writes: "WRITES", WriteBytes: "WRITE BYTES", Changes: "CHANGES", LastError: "LAST ERROR",
 	Age: "AGE", CreatedAt: "CREATED AT"}
 
 const mountTable = `{{.Dir}}\t{{.Image}}\t{{.Driver}}\t{{.Mode}}\t{{.Upper}}\t{{.ID}}\t{{.Reads}}\t{{.Age}}`
@@ -81,6 +83,8 @@ func listMounts(c *cli.Context) error {
 			Lookups: count(m.Stats.Lookups), Getattrs: count(m.Stats.Getattrs), Readdirs: count(m.Stats.Readdirs),
 			Opens: count(m.Stats.Opens), Reads: count(m.Stats.Reads), ReadBytes: size(int64(m.Stats.ReadBytes)),
 			Other: count(m.Stats.Others), Errors: count(m.Stats.ErrorsTotal),
+			Writes: count(m.Stats.Writes), WriteBytes: size(int64(m.Stats.WriteBytes)), Changes: count(m.Stats.Changes),
+			LastError: oneLine(m.Stats.LastError),
 			Age:       strings.ToLower(units.HumanDuration(time.Since(m.Created))),
 			CreatedAt: m.Created.Local().String(),
 		}
@@ -88,7 +92,8 @@ func listMounts(c *cli.Context) error {
 			row.Image = "<layout>"
 		}
 		if m.Driver == "erofs" { // the kernel reads, and nobody counts
-			for _, n := range []*string{&row.Lookups, &row.Getattrs, &row.Readdirs, &row.Opens, &row.Reads, &row.ReadBytes, &row.Other, &row.Errors} {
+			for _, n := range []*string{&row.Lookups, &row.Getattrs, &row.Readdirs, &row.Opens, &row.Reads, &row.ReadBytes, &row.Other, &row.Errors,
+				&row.Writes, &row.WriteBytes, &row.Changes, &row.LastError} {
 				*n = "-"
 			}
 		}

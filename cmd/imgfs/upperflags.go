@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/imgfs/imgfs/internal/daemon"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 )
@@ -91,6 +92,21 @@ func makeUpperDir(dir string, req *engineapi.MountRequest) (undo func(), err err
 // tellKept says that the changes to a mount were kept, and what can be done
 // with them.
 func tellKept(w io.Writer, m engineapi.Mount) {
-	fmt.Fprintf(w, "changes kept as %s; reattach: imgfs mount --upper %s %s %s; drop: imgfs upper rm %s\n",
-		m.Upper, m.Upper, oneLine(fault.Word(m.Image)), oneLine(fault.Word(m.Target)), m.Upper)
+	force := ""
+	if m.Foreign {
+		force = "--force "
+	}
+	fmt.Fprintf(w, "changes kept as %s; reattach: imgfs mount %s--upper %s %s %s; drop: imgfs upper rm %s\n",
+		m.Upper, force, m.Upper, oneLine(fault.Word(m.Image)), oneLine(fault.Word(m.Target)), m.Upper)
+}
+
+// tellIfKept is tellKept where no daemon is left to say whether there is
+// anything to tell.
+func tellIfKept(w io.Writer, p daemon.Paths, m engineapi.Mount) {
+	if m.Upper == "" {
+		return
+	}
+	if _, err := os.Lstat(p.Upper(m.Upper)); err == nil {
+		tellKept(w, m)
+	}
 }

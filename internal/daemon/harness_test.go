@@ -130,7 +130,7 @@ func mountAs(ctx context.Context, c *engineapi.Client, image, target string, edi
 	}
 	mounted := false
 	m, err := c.Mount(ctx, req, nil, func(r engineapi.MountReady) (int, engineapi.MountReply, error) {
-		fd, err := fs.Mount(req.Target, r.Source, fs.MountFlags{})
+		fd, err := fs.Mount(req.Target, r.Source, fs.MountFlags{Writable: req.Mode == "rw"})
 		mounted = err == nil
 		return fd, engineapi.MountReply{}, err
 	})

@@ -80,7 +80,8 @@ func (m *mount) wire() engineapi.Mount {
 		s := m.server.Stats()
 		w.Stats = engineapi.MountStats{
 			Lookups: s.Lookups, Getattrs: s.Getattrs, Readdirs: s.Readdirs, Opens: s.Opens,
-			Reads: s.Reads, ReadBytes: s.ReadBytes, Others: s.Others + s.Xattrs + s.Forgets + s.Statfs, ErrorsTotal: s.Errors,
+			Reads: s.Reads, ReadBytes: s.ReadBytes, Writes: s.Writes, WriteBytes: s.WriteBytes, Changes: s.Changes,
+			Others: s.Others + s.Xattrs + s.Syncs + s.Closes + s.Forgets + s.Statfs, ErrorsTotal: s.Errors, LastError: s.LastError,
 		}
 	}
 	return w
@@ -186,9 +187,10 @@ func (e *engine) prepare(ctx context.Context, req engineapi.MountRequest, rec *r
 	if !rec.writable() {
 		return e.openTree(ctx, rec, nil)
 	}
-	if info != nil && !req.Force {
-		if err := checkUpperImage(info, rec); err != nil {
-			return nil, err
+	if info != nil {
+		rec.Foreign = info.ChainID != rec.ChainID
+		if rec.Foreign && !req.Force {
+			return nil, foreignUpper(info, rec)
 		}
 	}
 	d, err := e.openUpper(rec, info == nil)
@@ -229,7 +231,7 @@ func (e *engine) openTree(ctx context.Context, rec *record, d *upperdir.Dir) (*t
 		return t, nil
 	}
 	low := lower.New(chain.Image(), dataOf(chain), 0, lower.Root)
-	u, err := overlay.New(&low, d, overlay.Options{Logger: o.Logger, Volatile: rec.Tmp, Squash: rec.Squash})
+	u, err := overlay.New(&low, d, overlay.Options{Logger: o.Logger, Volatile: rec.Tmp, Squash: rec.Squash, Foreign: rec.Foreign})
 	if err != nil {
 		chain.Release()
 		return nil, adviseUpper(err, rec.Upper, d.Path())

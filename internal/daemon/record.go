@@ -39,8 +39,9 @@ type record struct {
 	Mode     string `json:"mode,omitempty"` // ro ("" too) or rw
 	Upper    string `json:"upper,omitempty"`
 	UpperDir string `json:"upperDir,omitempty"`
-	Tmp      bool   `json:"tmp,omitempty"`    // the upper goes with the mount
-	Squash   bool   `json:"squash,omitempty"` // the mounting user stands for root in the tree
+	Tmp      bool   `json:"tmp,omitempty"`     // the upper goes with the mount
+	Foreign  bool   `json:"foreign,omitempty"` // the upper was made on another image
+	Squash   bool   `json:"squash,omitempty"`  // the mounting user stands for root in the tree
 
 	// Layout view: how to fetch names not yet known.
 	Platform string                     `json:"platform,omitempty"`
@@ -52,7 +53,7 @@ func (r *record) mount() engineapi.Mount {
 	m := engineapi.Mount{
 		ID: r.ID, Target: r.Target, Image: r.Image, ImageID: r.ImageID, ChainID: r.ChainID,
 		Driver: r.Driver, Mode: "ro", Layout: r.Layout, Created: r.Created,
-		Upper: r.Upper, UpperDir: r.UpperDir, Tmp: r.Tmp,
+		Upper: r.Upper, UpperDir: r.UpperDir, Tmp: r.Tmp, Foreign: r.Foreign,
 	}
 	if r.writable() {
 		m.Mode = "rw"

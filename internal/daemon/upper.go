@@ -184,11 +184,8 @@ func (e *engine) checkUpperDir(req *engineapi.MountRequest) error {
 	return nil
 }
 
-// checkUpperImage refuses an upper that was made on another image.
-func checkUpperImage(info *upperdir.Info, rec *record) error {
-	if info.ChainID == rec.ChainID {
-		return nil
-	}
+// foreignUpper is the error for an upper that was made on another image.
+func foreignUpper(info *upperdir.Info, rec *record) error {
 	name, flag := rec.Upper, "--upper "+rec.Upper
 	if name == "" {
 		name, flag = rec.UpperDir, "--upper-dir "+fault.Word(rec.UpperDir)

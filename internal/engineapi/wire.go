@@ -144,6 +144,7 @@ type Mount struct {
 	Upper    string     `json:"upper,omitempty"`    // name of the store's upper
 	UpperDir string     `json:"upperDir,omitempty"` // directory of an upper of the user's
 	Tmp      bool       `json:"tmp,omitempty"`      // changes are dropped at the end
+	Foreign  bool       `json:"foreign,omitempty"`  // the upper was made on another image
 	Layout   bool       `json:"layout,omitempty"`
 	Created  time.Time  `json:"created"`
 	Stats    MountStats `json:"stats"`
@@ -157,8 +158,12 @@ type MountStats struct {
 	Opens       uint64 `json:"opens"`    // OPEN and OPENDIR
 	Reads       uint64 `json:"reads"`
 	ReadBytes   uint64 `json:"readBytes"`
-	Others      uint64 `json:"others"` // the rest: attributes, FORGET, STATFS and so on
+	Writes      uint64 `json:"writes,omitempty"`
+	WriteBytes  uint64 `json:"writeBytes,omitempty"`
+	Changes     uint64 `json:"changes,omitempty"` // of names and attributes
+	Others      uint64 `json:"others"`            // the rest: attributes, FORGET, STATFS and so on
 	ErrorsTotal uint64 `json:"errors"`
+	LastError   string `json:"lastError,omitempty"`
 }
 
 // Upper is one element of GET /imgfs/v1/uppers: the changes that one writable
