@@ -23,7 +23,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv("FS_HELPER") != "" {
+	switch os.Getenv("FS_HELPER") {
+	case "":
+	case "bench":
+		os.Exit(benchMain())
+	default:
 		os.Exit(helperMain())
 	}
 	os.Exit(imgtest.Main(m))
@@ -251,13 +255,22 @@ func serveOn(t testing.TB, rfs fuse.RawFileSystem, target string, o MountFlags) 
 // processes alone, see settlePoll.
 func serveCold(t testing.TB, rfs fuse.RawFileSystem, target string, o MountFlags) *Server {
 	t.Helper()
+	return serveAs(t, rfs, target, o, func(serve func()) { serve() })
+}
+
+// serveAs has as call Serve.
+func serveAs(t testing.TB, rfs fuse.RawFileSystem, target string, o MountFlags, as func(serve func())) *Server {
+	t.Helper()
 	fd, err := Mount(target, "test:image", o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	s, err := Serve(ctx, rfs, fd, Options{Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
+	var s *Server
+	as(func() {
+		s, err = Serve(ctx, rfs, fd, Options{Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
+	})
 	if err != nil {
 		Unmount(target, true)
 		t.Fatal(err)
