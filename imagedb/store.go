@@ -162,7 +162,7 @@ func (s *Store) Put(img Image) (id.ImageID, error) {
 	}
 	s.images[img.ID] = e
 	if old != nil && old.ManifestDigest != e.ManifestDigest {
-		s.dropBlobsLocked(old.ManifestDigest.Hex())
+		s.dropBlobsLocked(old.blobs()...)
 	}
 	return img.ID, nil
 }
@@ -275,11 +275,7 @@ func (s *Store) Delete(i id.ImageID) (untagged []string, err error) {
 		delete(s.names, n)
 	}
 	delete(s.images, i)
-	hexes := []string{i.Hex(), e.ManifestDigest.Hex()}
-	for _, l := range e.Layers {
-		hexes = append(hexes, l.Blob.Hex())
-	}
-	s.dropBlobsLocked(hexes...)
+	s.dropBlobsLocked(e.blobs()...)
 	return untagged, nil
 }
 
@@ -363,6 +359,16 @@ func (s *Store) markLocked(e *entry, err error) {
 		e.Broken = err.Error()
 		s.log.Warn("image is broken", "image", e.ID, "err", err)
 	}
+}
+
+// blobs returns the names of the files that an image may have here: config,
+// manifest and, if it was made here, the blobs of its layers (see Keep).
+func (e *entry) blobs() []string {
+	list := []string{e.ID.Hex(), e.ManifestDigest.Hex()}
+	for _, l := range e.Layers {
+		list = append(list, l.Blob.Hex())
+	}
+	return list
 }
 
 func (e *entry) clone() Image {
@@ -460,11 +466,9 @@ func (s *Store) writeBlob(hex string, b []byte) (err error) {
 // Preconditions: s.mu is held.
 func (s *Store) neededLocked() map[string]bool {
 	needed := map[string]bool{}
-	for i, e := range s.images {
-		needed[i.Hex()] = true
-		needed[e.ManifestDigest.Hex()] = true
-		for _, l := range e.Layers { // those of committed images are here, see Keep
-			needed[l.Blob.Hex()] = true
+	for _, e := range s.images {
+		for _, hex := range e.blobs() {
+			needed[hex] = true
 		}
 	}
 	return needed

@@ -208,6 +208,18 @@ func arguments(ctx context.Context, p *permuter, root, current string) []candida
 			return []candidate{{wantDirs, ""}}
 		}
 		return append(images(ctx, root), sourceNames(current)...)
+	case "diff":
+		if len(p.positional) > 0 {
+			return images(ctx, root)
+		}
+		return trees(ctx, root)
+	case "export":
+		return trees(ctx, root)
+	case "commit":
+		if len(p.positional) > 0 {
+			return images(ctx, root)
+		}
+		return append(mountPoints(ctx, root), uppers(ctx, root)...)
 	case "layout":
 		return []candidate{{wantDirs, ""}}
 	case "pull":
@@ -224,6 +236,11 @@ func arguments(ctx context.Context, p *permuter, root, current string) []candida
 		return []candidate{{"bash", ""}, {"zsh", ""}, {"fish", ""}}
 	}
 	return nil
+}
+
+// trees returns all that has a tree: mounts, uppers and images.
+func trees(ctx context.Context, root string) []candidate {
+	return append(append(mountPoints(ctx, root), uppers(ctx, root)...), images(ctx, root)...)
 }
 
 func flagNames(p *permuter) []candidate {
@@ -248,6 +265,10 @@ func flagValues(ctx context.Context, root, name string) []candidate {
 	switch name {
 	case "root", "upper-dir":
 		values = []string{wantDirs}
+	case "output":
+		values = []string{wantFiles}
+	case "compression":
+		values = []string{"gzip", "zstd"}
 	case "upper":
 		return uppers(ctx, root)
 	case "xattrs":

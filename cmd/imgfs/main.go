@@ -94,6 +94,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			mountCommand(), umountCommand(), mountsCommand(), upperCommand(), layoutCommand(),
 			pullCommand(), imagesCommand(), inspectCommand(), rmiCommand(), gcCommand(),
 			runCommand(), chrootCommand(), bundleCommand(),
+			diffCommand(), exportCommand(), commitCommand(),
 			statusCommand(), daemonCommand(), versionCommand(), completionCommand(),
 		},
 		Action: func(c *cli.Context) error {
