@@ -384,6 +384,39 @@ func TestDelete(t *testing.T) {
 
 // TestBroken has one image's files and one record damaged: the rest works, the
 // damage is told, and a new Put mends it.
+// A kept blob stays while an image has the layer.
+func TestKeep(t *testing.T) {
+	p := newPlace(t)
+	img := image(1, 2)
+	if _, err := p.Put(img); err != nil {
+		t.Fatal(err)
+	}
+	kept := img.Layers[1].Blob
+	for _, b := range []id.Blob{kept, id.BlobOf([]byte("nobody's"))} {
+		path := filepath.Join(t.TempDir(), "blob")
+		if err := os.WriteFile(path, []byte("layer"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Keep(path, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := filepath.Join(p.dir, "blobs", "sha256", kept.Hex())
+	if n, err := p.Sweep(); n != 5 || err != nil {
+		t.Errorf("Sweep: %d, %v", n, err)
+	}
+	p.reopen()
+	if _, err := os.Stat(at); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Delete(id.ImageIDOf(img.Config)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(at); !os.IsNotExist(err) {
+		t.Errorf("after Delete: %v", err)
+	}
+}
+
 func TestBroken(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)

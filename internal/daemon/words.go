@@ -95,9 +95,18 @@ func variable(s string, env func(string) (string, bool)) (value string, n int, e
 		value, _ = env(s[:n])
 		return value, n, nil
 	}
-	end := strings.IndexByte(s, '}')
-	if end < 0 {
-		return "", 0, errQuote
+	end, depth := 0, 0
+	for ; ; end++ {
+		if end == len(s) {
+			return "", 0, errQuote
+		}
+		if s[end] == '{' {
+			depth++
+		} else if s[end] == '}' {
+			if depth--; depth == 0 {
+				break
+			}
+		}
 	}
 	name, other, modified := strings.Cut(s[1:end], ":")
 	value, _ = env(name)
