@@ -54,6 +54,13 @@ type Kernel = interface {
 	Writeback() bool
 }
 
+// Completer is a [Writer] that knows of which files the data is where it is
+// written to: their small WRITEs, their OPENs and changes of size need not wait
+// for a copy.
+type Completer interface {
+	Complete(node uint64) bool
+}
+
 // Failer is a file system that can tell how often and why it failed last.
 type Failer interface {
 	Failures() (uint64, string)

@@ -39,6 +39,8 @@ type handle struct {
 
 func (*loopback) Writable() {}
 
+func (*loopback) Complete(uint64) bool { return true }
+
 func newLoopback(t testing.TB, root string) *loopback {
 	fd, err := unix.Open(root, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -314,6 +314,8 @@ type stuckWrites struct {
 	gone  chan struct{}
 }
 
+func (s *stuckWrites) Complete(uint64) bool { return false }
+
 func (s *stuckWrites) Write(_ <-chan struct{}, _ *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	sum := 0
 	for _, b := range data {
@@ -381,21 +383,57 @@ func TestWaitingWrites(t *testing.T) {
 	}
 }
 
-// TestSlowRequests: a kind of request that was slow the last time is handed
-// over, until it is quick again.
-func TestSlowRequests(t *testing.T) {
-	s := &Server{writable: true, quick: &loopback{}}
-	in := make([]byte, 128)
-	if s.waits(opMkdir, in) {
-		t.Error("MKDIR is handed over")
+// waiting is a file system of which node 1 is complete.
+type waiting struct{ *loopback }
+
+func (waiting) Complete(node uint64) bool { return node == 1 }
+
+// TestWaits: which requests are handed over.
+func TestWaits(t *testing.T) {
+	s := &Server{writable: true, quick: &loopback{}, rfs: waiting{}}
+	request := func(node uint64, first uint32, size int) []byte {
+		in := make([]byte, inHeaderSize+size)
+		native.PutUint64(in[16:], node)
+		native.PutUint32(in[inHeaderSize:], first)
+		return in
 	}
+	for _, c := range []struct {
+		name string
+		op   uint32
+		in   []byte
+		want bool
+	}{
+		{"LOOKUP", opLookup, request(2, 0, 20), false},
+		{"GETATTR", opGetattr, request(2, 0, 16), false},
+		{"READ that is not quick", opRead, request(2, 0, 40), true},
+		{"CREATE", opCreate, request(2, 0, 20), false},
+		{"RENAME", opRename2, request(2, 0, 40), false},
+		{"RELEASE", opRelease, request(2, 0, 24), false},
+		{"FORGET", opForget, request(2, 0, 8), false},
+		{"FSYNC", opFsync, request(1, 0, 16), true},
+		{"small WRITE", opWrite, request(1, 0, 4096), false},
+		{"large WRITE", opWrite, request(1, 0, 1<<20), true},
+		{"small WRITE of a lower file", opWrite, request(2, 0, 4096), true},
+		{"OPEN for reading", opOpen, request(2, unix.O_RDONLY, 8), false},
+		{"OPEN for writing", opOpen, request(1, unix.O_RDWR, 8), false},
+		{"OPEN for writing of a lower file", opOpen, request(2, unix.O_WRONLY, 8), true},
+		{"SETATTR of the mode", opSetattr, request(2, fuse.FATTR_MODE, 88), false},
+		{"SETATTR of the size", opSetattr, request(1, fuse.FATTR_SIZE, 88), false},
+		{"SETATTR of the size of a lower file", opSetattr, request(2, fuse.FATTR_SIZE|fuse.FATTR_MODE, 88), true},
+		{"SETATTR cut off", opSetattr, request(2, 0, 4)[:inHeaderSize+2], false},
+	} {
+		if got := s.waits(c.op, c.in); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+	in := request(1, 0, 20)
 	s.took(opMkdir, 5*time.Millisecond)
 	if !s.waits(opMkdir, in) || s.waits(opRmdir, in) {
 		t.Error("a slow MKDIR is not handed over, or RMDIR is")
 	}
 	s.took(opMkdir, time.Microsecond)
 	if s.waits(opMkdir, in) {
-		t.Error("MKDIR is handed over though it is quick")
+		t.Error("MKDIR is handed over though it is quick again")
 	}
 }
 
