@@ -265,7 +265,7 @@ func flagValues(ctx context.Context, root, name string) []candidate {
 	switch name {
 	case "root", "upper-dir":
 		values = []string{wantDirs}
-	case "output":
+	case "output", "o":
 		values = []string{wantFiles}
 	case "compression":
 		values = []string{"gzip", "zstd"}

@@ -32,6 +32,8 @@ func TestComplete(t *testing.T) {
 		{"mount ubuntu _", ":dir"},
 		{"mount ubuntu -q _", ":dir"},
 		{"layout _", ":dir"},
+		{"export x -o _", ":file"},
+		{"commit --compression _", "gzip zstd"},
 		{"mount oc", "oci-archive: oci:"},
 		{"pull --root /none oci:testd", "oci:testdata/"},
 		{"pull --root /none oci-archive:testdata/../completion.g", "oci-archive:testdata/../completion.go"},
