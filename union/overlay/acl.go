@@ -67,6 +67,16 @@ func inheritACL(def []byte, mode uint32) (access []byte, _ uint32, _ error) {
 	return access, mode, nil
 }
 
+// diskACL returns an access ACL of an inode of mode as it is kept on disk.
+func (u *Union) diskACL(v []byte, mode uint32) []byte {
+	a, ok := parseACL(v)
+	if !ok || !u.format.Override {
+		return v
+	}
+	a.keepOwner(mode)
+	return a
+}
+
 // getXattr returns an attribute of an open inode, nil if it has none.
 func getXattr(fd int, name string) ([]byte, error) {
 	for size := 256; ; {

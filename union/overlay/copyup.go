@@ -328,6 +328,9 @@ func (u *Union) copyAttrs(fd int, nid erofs.NID, a *erofs.Attr) error {
 		if upperdir.Private(name) {
 			return true // nobody sees it, and here it would mean something
 		}
+		if name == aclAccess {
+			value = u.diskACL(value, a.Mode)
+		}
 		failed = unix.Setxattr(procPath(fd), u.format.Escape(name), value, 0)
 		if u.format.Override && (failed == unix.EPERM || failed == unix.EOPNOTSUPP) {
 			failed = nil // who has no privilege cannot keep what only root may set
@@ -365,20 +368,5 @@ func (u *Union) openRoot() error {
 	if len(d.names) > 0 {
 		return nil
 	}
-	_, done, err := u.format.NID(fd)
-	if err != nil || done {
-		return err
-	}
-	var a erofs.Attr
-	if err := u.img.Stat(u.img.Root(), &a); err != nil {
-		return err
-	}
-	if err := u.copyAttrs(fd, u.img.Root(), &a); err != nil {
-		return err
-	}
-	// Last, as a mark that all before it is done.
-	if err := u.format.SetNID(fd, uint64(u.img.Root())); err != nil {
-		return err
-	}
-	return u.setTimes(fd, times{{Sec: a.Mtime, Nsec: int64(a.MtimeNsec)}, {Sec: a.Mtime, Nsec: int64(a.MtimeNsec)}})
+	return u.up.Seed(u.img)
 }

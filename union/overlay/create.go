@@ -320,7 +320,7 @@ func (u *Union) dress(fd int, from parentage, b *birth, opaque bool) (err error)
 		return err
 	}
 	if access != nil {
-		if err := unix.Setxattr(procPath(fd), aclAccess, access, 0); err != nil {
+		if err := unix.Setxattr(procPath(fd), aclAccess, u.diskACL(access, b.mode), 0); err != nil {
 			return err
 		}
 	}
