@@ -41,16 +41,23 @@ func (*loopback) Writable() {}
 
 func (*loopback) Complete(uint64) bool { return true }
 
-func newLoopback(t testing.TB, root string) *loopback {
+func openLoopback(root string) (*loopback, error) {
 	fd, err := unix.Open(root, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	l := &loopback{
+	return &loopback{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		nodes:         map[uint64]int{fuse.FUSE_ROOT_ID: fd},
 		handles:       map[uint64]*handle{},
 		inUse:         map[uint64]*handle{},
+	}, nil
+}
+
+func newLoopback(t testing.TB, root string) *loopback {
+	l, err := openLoopback(root)
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		for _, fd := range l.nodes {

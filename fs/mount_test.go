@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/imgtest"
@@ -37,18 +38,26 @@ func helperMain() int {
 			}
 			data = append(data, &file{f: f})
 		}
+		var rfs fuse.RawFileSystem = NewChain(img, data, Options{})
+		flags := MountFlags{Suid: os.Getenv("FS_SUID") != ""}
+		if root := os.Getenv("FS_LOOPBACK"); root != "" {
+			flags.Writable = true
+			if rfs, err = openLoopback(root); err != nil {
+				return err
+			}
+		}
 		upper := os.Getenv("FS_UPPER")
 		var fd int
 		var mnt *os.File
 		if upper == "" {
-			fd, err = Mount(target, "test:helper", MountFlags{Suid: os.Getenv("FS_SUID") != ""})
+			fd, err = Mount(target, "test:helper", flags)
 		} else {
 			mnt, fd, err = MountDetached("test:helper", MountFlags{})
 		}
 		if err != nil {
 			return err
 		}
-		s, err := Serve(context.Background(), NewChain(img, data, Options{}), fd, Options{})
+		s, err := Serve(context.Background(), rfs, fd, Options{})
 		if err == nil && upper != "" {
 			err = MountOverlay(target, "test:helper", Overlay{Lower: mnt, Upper: upper, User: true}, MountFlags{})
 			mnt.Close()
@@ -268,6 +277,14 @@ func TestBusy(t *testing.T) {
 	})
 }
 
+// asUser is a prefix of commands. Where udev does not run /dev/fuse is root's
+// alone: in a mount namespace of its own the user gets one as udev makes it.
+func asUser(t *testing.T) []string {
+	device := filepath.Join(publicDir(t), "fuse")
+	return []string{"unshare", "-m", "sh", "-c", `mknod -m 666 ` + device + ` c 10 229 && mount --bind ` + device +
+		` /dev/fuse && setpriv --reuid=65534 --regid=65534 --clear-groups "$0"; rc=$?; rm ` + device + `; exit $rc`}
+}
+
 func TestRootless(t *testing.T) {
 	root := makeTree(t, 5, 5)
 	p := pack(t, root, 2)
@@ -290,11 +307,7 @@ func TestRootless(t *testing.T) {
 	t.Run("fusermount3", func(t *testing.T) {
 		_, err := findFusermount()
 		imgtest.Need(t, err == nil, "fusermount3")
-		// Where udev does not run /dev/fuse is root's alone: in a mount
-		// namespace of its own the user gets one as udev makes it.
-		device := filepath.Join(publicDir(t), "fuse")
-		asUser := []string{"unshare", "-m", "sh", "-c", `mknod -m 666 ` + device + ` c 10 229 && mount --bind ` + device +
-			` /dev/fuse && setpriv --reuid=65534 --regid=65534 --clear-groups "$0"; rc=$?; rm ` + device + `; exit $rc`}
+		asUser := asUser(t)
 		run(t, mine(t), asUser...) // its Unmount goes through fusermount3, too
 		for _, c := range []struct{ name, want, suid string }{
 			{"foreign directory", "denied: mount ", ""}, // not the user's own

@@ -120,6 +120,43 @@ func TestNoOpen(t *testing.T) {
 	}
 }
 
+// TestRootlessWritable: users write to mounts of their own, by fusermount3 and
+// as root of a user namespace, the kernel checking the modes.
+func TestRootlessWritable(t *testing.T) {
+	needRoot(t)
+	p := pack(t, makeTree(t, 1, 1), 1)
+	for _, c := range []struct {
+		name   string
+		prefix func(*testing.T) []string
+	}{
+		{"fusermount3", asUser},
+		{"unshare -Urm", func(*testing.T) []string { return []string{"unshare", "-Urm"} }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root, target := publicDir(t), publicDir(t)
+			if c.name == "fusermount3" {
+				_, err := findFusermount()
+				imgtest.Need(t, err == nil, "fusermount3")
+				for _, dir := range []string{root, target} {
+					if err := os.Chown(dir, 65534, 65534); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			cmd := helper(t, p, target, `cd "$FS_TARGET" && echo one >a && echo two >>a && cat a && chmod 400 a && stat -c %a,%u a && mkdir d && mv a d && head -c 3M /dev/zero >z && cksum <z && rm -r d z && ls && echo end`, c.prefix(t)...)
+			cmd.Env = append(cmd.Env, "FS_LOOPBACK="+root)
+			out, err := cmd.CombinedOutput()
+			uid := "0"
+			if c.name == "fusermount3" {
+				uid = "65534"
+			}
+			if want := "one\ntwo\n400," + uid + "\n734892655 3145728\nend\n"; err != nil || string(out) != want {
+				t.Errorf("%v: got %q, want %q", err, out, want)
+			}
+		})
+	}
+}
+
 // TestLocks are the kernel's own, of all kinds and without a request.
 func TestLocks(t *testing.T) {
 	imgtest.Program(t, "flock")
