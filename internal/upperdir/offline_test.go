@@ -61,6 +61,27 @@ new/sub/
 	}
 }
 
+// A renamed directory holds a name of a file that has another one elsewhere:
+// they stay one file.
+func TestLayerScatteredLinks(t *testing.T) {
+	b, err := imgtest.Tar("dir a\ndir a/b\nfile a/b/f data\nfile a/b/other x\ndir d\nlink d/f a/b/f\nlink d/g a/b/f\ndir e\nlink z a/b/f\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	low := chainOf(t, b)
+	d := newDir(t, Info{})
+	want := overlayMount(t, d, low, "mv d new; rm new/g; mkdir d; mv a c; mv c a; touch -d @0 . new; touch -d @5 d")
+	layer := layerOf(t, d, low)
+	if got := tarNames(t, layer); got != "./\na/\na/b/\na/b/f\nd/\nd/.wh..wh..opq\nnew/\nnew/f\nz\n" {
+		t.Errorf("layer:\n%s", got)
+	}
+	// The kernel counts the name that was removed.
+	want = strings.ReplaceAll(want, " n4 ", " n3 ")
+	if got := treeOf(t, chainOf(t, b, layer)); got != want {
+		t.Errorf("%s", lineDiff(want, got))
+	}
+}
+
 func TestLayerRefusesWhiteoutNames(t *testing.T) {
 	d := newDir(t, Info{})
 	low := base(t)

@@ -30,7 +30,11 @@ func (d *Dir) WriteLayer(ctx context.Context, dst io.Writer, low *lower.Tree) er
 	t := newTarball(w, dst)
 	t.layer = true
 	w.enter, w.leave = t.enter, t.leave
-	if err := t.run(d.root); err != nil {
+	var err error
+	if w.links, err = w.scatteredLinks(d.root); err == nil {
+		err = t.run(d.root)
+	}
+	if err != nil {
 		return fmt.Errorf("upper %s: %w", d.name(), err)
 	}
 	return nil

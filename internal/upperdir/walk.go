@@ -41,6 +41,7 @@ type walker struct {
 	low    *lower.Tree
 	img    *erofs.Image
 	whole  bool // the merged tree, not only what the upper changes
+	links  links
 
 	// enter is called for each name: of a directory first the directory, then
 	// what is gone from it, then what is in it, each in the order of bytes.
@@ -168,9 +169,9 @@ func (w *walker) list(dir *item, fd int) (list []*item, err error) {
 	// What only the lower has differs from the image, unless it is the image's
 	// at this very path.
 	moved := dir.low != dir.base || dir.covered
-	if dir.low != 0 && (w.whole || moved) {
+	if dir.low != 0 && (w.whole || moved || w.links.dirs[dir.low]) {
 		err = w.names(dir.low, func(name string, nid erofs.NID) error {
-			if has[name] {
+			if has[name] || !w.whole && !moved && !w.links.shows(nid) {
 				return nil
 			}
 			base, err := w.lookup(dir.base, name)
