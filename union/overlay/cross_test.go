@@ -78,7 +78,7 @@ func TestCrossings(t *testing.T) {
 	for _, kernelFirst := range []bool{false, true} {
 		k := kind{
 			name:  fmt.Sprintf("crossings, kernel first: %v", kernelFirst),
-			can:   abilities{special: true, users: true, noLinks: true},
+			can:   abilities{special: true, drops: true, users: true, noLinks: true},
 			masks: masks{links: true, inodes: true, times: true},
 			every: 40,
 			mount: func(dir string, c chain) (target, error) { return mountCross(dir, c, kernelFirst) },

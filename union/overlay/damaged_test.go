@@ -2,7 +2,9 @@ package overlay_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +20,8 @@ const secret = "this lies outside the upper"
 type damage struct {
 	name string
 	do   func(t *testing.T, diff string)
+	// foreign: what was put there belongs to root, not to the server.
+	foreign bool
 	// refused: the mount may be refused, with a part of the message.
 	refused string
 	// says are operations and what they answer; "" in place of an answer: anything.
@@ -198,6 +202,52 @@ func damages() []damage {
 	}...)
 }
 
+// overrides are damages to a rootless upper.
+func overrides() []damage {
+	sound := [2]string{"stat x", "100644 0:0 nlink=1 size=5000"}
+	// On a file and on a directory.
+	override := func(v string, says ...[2]string) damage {
+		return damage{name: fmt.Sprintf("override %.20q", v), says: append(says, sound), do: func(t *testing.T, diff string) {
+			must(t, os.WriteFile(diff+"/r", []byte("own"), 0o644), os.Mkdir(diff+"/rd", 0o755), os.WriteFile(diff+"/rd/f", []byte("own"), 0o644))
+			for _, n := range []string{"/r", "/rd"} {
+				if err := unix.Lsetxattr(diff+n, "user.containers.override_stat", []byte(v), 0); err != nil {
+					t.Skip(err)
+				}
+			}
+		}}
+	}
+	all := []damage{
+		override("5:6:0100600", [2]string{"stat r", "100600 5:6 nlink=1 size=3"}, [2]string{"stat rd", ""}),
+		override("5:6:0600", [2]string{"stat r", "100600 5:6 nlink=1 size=3"}, [2]string{"stat rd", "040600 5:6"}, [2]string{"cat rd/f", "own"}),
+		override("0:0:0644:char-1-3", [2]string{"stat r", "020644 0:0 nlink=1 size=0"}, [2]string{"unlink r", "ok"}),
+		override("0:0:0644:char-0-0"), // no whiteout can come of it
+	}
+	for _, v := range []string{"", ":", "::", "a:b:c", "garbage", "0:0", "-1:-1:0644", "4294967296:0:0644", "4294967295:4294967295:0644", "0:0:999", "0:0:77777777777777777777777",
+		"0:0:0644:", "0:0:0644:nosuch", "0:0:0644:char", "0:0:0644:char-1", "0:0:0644:char-x-y", "0:0:0644:block-99999999999-1",
+		"0:0:0755:dir", "0:0:0644:file", "0:0:0777:symlink", "0:0:0644:pipe", "0:0:0644:socket", "0:0:0040755", "0:0:0120777", "0:0:0644\x00", strings.Repeat("0", 1000) + ":0:0644"} {
+		all = append(all, override(v))
+	}
+	return append(all, []damage{
+		{name: "what the daemon may not read", says: [][2]string{sound, {"list r", "EIO"}, {"cat rf", "EACCES"}, {"stat x", "100644 0:0 nlink=1 size=5000"}}, foreign: true,
+			do: func(t *testing.T, diff string) {
+				must(t, os.Mkdir(diff+"/r", 0o700), os.WriteFile(diff+"/r/f", nil, 0o600), os.WriteFile(diff+"/rf", []byte(secret), 0o600))
+			}},
+		{name: "what the daemon's own mode forbids", says: [][2]string{sound, {"rmtree r", ""}, {"unlink rf", "ok"}},
+			do: func(t *testing.T, diff string) {
+				must(t, os.Mkdir(diff+"/r", 0o700), os.WriteFile(diff+"/r/f", []byte("own"), 0o644), os.WriteFile(diff+"/rf", []byte("own"), 0o644),
+					os.Chmod(diff+"/r", 0), os.Chmod(diff+"/rf", 0))
+			}},
+	}...)
+}
+
+// TestDamagedRootlessUpper is TestDamagedUpper for the overrides.
+func TestDamagedRootlessUpper(t *testing.T) {
+	needRoot(t)
+	for _, d := range overrides() {
+		t.Run(d.name, func(t *testing.T) { damaged(t, rootless, d) })
+	}
+}
+
 // TestDamagedUpper: whatever an upper holds, the server stands, shows nothing
 // from outside, changes nothing there, and what is sound can be read.
 func TestDamagedUpper(t *testing.T) {
@@ -214,7 +264,13 @@ func damaged(t *testing.T, k kind, d damage) {
 	}
 	outside := filepath.Join(filepath.Dir(u.Upper), "outside")
 	must(t, os.MkdirAll(outside+"/dir", 0o755), os.WriteFile(outside+"/file", []byte(secret), 0o644), os.WriteFile(outside+"/dir/f", []byte(secret), 0o644))
-	d.do(t, filepath.Join(u.Upper, "diff"))
+	diff := filepath.Join(u.Upper, "diff")
+	d.do(t, diff)
+	if u.uid != 0 && !d.foreign {
+		must(t, filepath.WalkDir(diff, func(path string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(path, u.uid, u.uid))
+		}))
+	}
 	hostBefore := hostTree(t, outside)
 	err := u.mount()
 	switch {
@@ -225,7 +281,7 @@ func damaged(t *testing.T, k kind, d damage) {
 		walkAll(t, u)
 		for _, s := range d.says {
 			if got := u.r.do(s[0]); got != answer(s) && s[1] != "" {
-				t.Errorf("%s: %s, want %s\n%s", s[0], got, answer(s), u.errs.Bytes())
+				t.Errorf("%s: %s, want %s\n%s", s[0], got, answer(s), &u.errs)
 			}
 		}
 		walkAll(t, u)
@@ -246,7 +302,7 @@ func answer(s [2]string) string {
 	}
 	content := []byte(s[1])
 	switch s[1] {
-	case "EIO", "ENOENT", "":
+	case "EIO", "EACCES", "ENOENT", "":
 		return s[1]
 	case "x":
 		content = (&layerEntry{size: 5000}).content()
@@ -298,7 +354,7 @@ func walkAll(t *testing.T, u *unionTarget) {
 	}
 	fd, err := u.r.at(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		t.Fatalf("%v\n%s", err, u.errs.Bytes())
+		t.Fatalf("%v\n%s", err, &u.errs)
 	}
 	defer unix.Close(fd)
 	walk(fd, 0)
@@ -306,7 +362,7 @@ func walkAll(t *testing.T, u *unionTarget) {
 		t.Errorf("%d entries", seen)
 	}
 	if got := u.r.do("cat y"); got != readAs((&layerEntry{size: 6000}).content()) && got != "ENOENT" {
-		t.Errorf("a sound file: %s\n%s", got, u.errs.Bytes())
+		t.Errorf("a sound file: %s\n%s", got, &u.errs)
 	}
 }
 

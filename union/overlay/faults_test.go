@@ -116,7 +116,7 @@ func TestNoInodes(t *testing.T) {
 	needRoot(t)
 	k := kind{
 		name:    "few inodes",
-		can:     abilities{coherent: true, special: true, single: true},
+		can:     abilities{coherent: true, special: true, drops: true, single: true},
 		excuses: []string{"ENOSPC", "ENOTSUP"}, // some of fallocate
 		mount: func(dir string, c chain) (target, error) {
 			u, err := newUnion(dir, c, 0)

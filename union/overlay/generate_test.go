@@ -17,8 +17,11 @@ type abilities struct {
 	special  bool // devices, and attributes that only root may set
 	users    bool // operations with a user's permissions
 	single   bool // only what is one operation of the file system
-	noLinks  bool // no hard links in the chain: kernel overlayfs breaks them
-	long     bool // names of 255 bytes: kernel overlayfs' redirects have 256
+	// drops: of a file that is open when it becomes set-uid, by passthrough,
+	// whoever writes clears it, root too.
+	drops   bool
+	noLinks bool // no hard links in the chain: kernel overlayfs breaks them
+	long    bool // names of 255 bytes: kernel overlayfs' redirects have 256
 }
 
 // names are few, so that operations meet. LONG stands for one that is as long
@@ -196,6 +199,9 @@ func (g *opGenerator) one(model *root) string {
 		return file()
 	}
 	mode := func() string {
+		if g.can.drops && len(model.slots) > 0 {
+			return pick([]string{"644", "600", "755", "0", "1777", "444"})
+		}
 		return pick([]string{"644", "600", "755", "4755", "2755", "0", "1777", "2770", "444"})
 	}
 	off := func() int { return pick2(g.r, 0, 1, 511, 4095, 4096, 9000, 65536, 100001) }

@@ -23,7 +23,7 @@ import (
 //	link P Q   linkfd P Q  (the second through /proc/self/fd, as for O_TMPFILE)
 //	symlink P TARGET       mknod P TYPE MODE   chmod P MODE   chown P UID GID
 //	times P SECONDS        setxattr P NAME VALUE, rmxattr P NAME, acl P NAME MODE
-//	tmpfile DIR P TAG      O_TMPFILE, written, linked to P
+//	tmpfile DIR P TAG      O_TMPFILE, written, synced, linked to P
 //	fallocate P MODE OFF LEN   copy P Q OFF LEN   stat P   list P   cat P
 //	open S P FLAGS         a descriptor for: put S OFF LEN TAG, get S OFF LEN,
 //	                       size S N, punch S OFF LEN, sync S, fstat S, close S
@@ -291,6 +291,9 @@ func (r *root) tmpfile(dir, to, tag string) (string, error) {
 	if err := unix.Setxattr(proc(fd), "user.tmp", []byte(tag), 0); err != nil {
 		return "", err
 	}
+	if err := unix.Fsync(fd); err != nil {
+		return "", err
+	}
 	return "ok", r.linkTo(fd, to)
 }
 
@@ -373,6 +376,7 @@ func (r *root) rmtree(p string) error {
 	return removeTree(dir, name)
 }
 
+// removeTree removes what it may, whatever the order in which it finds it.
 func removeTree(dir int, name string) error {
 	err := unix.Unlinkat(dir, name, 0)
 	if err != unix.EISDIR {
@@ -383,22 +387,32 @@ func removeTree(dir int, name string) error {
 		return err
 	}
 	defer unix.Close(fd)
+	left := false
 	for {
 		some, err := readDir(fd, 280, 1) // one long name at a time
 		if err != nil {
 			return err
 		}
 		if len(some) == 0 {
-			return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+			break
 		}
 		for _, e := range some {
-			if e.name != "." && e.name != ".." {
-				if err := removeTree(fd, e.name); err != nil {
-					return err
-				}
+			if e.name == "." || e.name == ".." {
+				continue
+			}
+			switch err := removeTree(fd, e.name); err {
+			case nil:
+			case unix.EACCES, unix.EPERM:
+				left = true
+			default:
+				return err
 			}
 		}
 	}
+	if left {
+		return unix.EPERM
+	}
+	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 }
 
 func (r *root) two(verb, from, to, flag string) error {

@@ -21,7 +21,7 @@ func expect(t *testing.T, u *unionTarget, says ...[2]string) {
 	t.Helper()
 	for _, s := range says {
 		if got := u.r.do(s[0]); got != s[1] {
-			t.Errorf("%s: %s, want %s\n%s", s[0], got, s[1], u.errs.Bytes())
+			t.Errorf("%s: %s, want %s\n%s", s[0], got, s[1], &u.errs)
 		}
 	}
 }
@@ -31,7 +31,7 @@ func open(t *testing.T, u *unionTarget, path string, flags int) int {
 	t.Helper()
 	fd, err := u.r.at(path, flags, map[bool]uint32{true: 0o644}[flags&unix.O_CREAT != 0])
 	if err != nil {
-		t.Fatalf("%s: %v\n%s", path, err, u.errs.Bytes())
+		t.Fatalf("%s: %v\n%s", path, err, &u.errs)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	return fd
@@ -442,8 +442,8 @@ func TestNoNoise(t *testing.T) {
 		u.r.do(op)
 	}
 	must(t, u.close())
-	if u.errs.Len() > 0 {
-		t.Errorf("the server says:\n%s", u.errs.Bytes())
+	if u.errs.String() != "" {
+		t.Errorf("the server says:\n%s", &u.errs)
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -46,7 +48,7 @@ type server struct {
 	Chain  string // directory, see buildChain
 	Upper  string // made if absent
 	Squash bool
-	Kill   int    // before this change on disk the process kills itself; 0: never
+	Kill   int64  // before this change on disk the process kills itself; 0: never
 	Steps  string // file to which the name of each change is appended; "": none
 }
 
@@ -103,17 +105,15 @@ func serverMain(how string) error {
 	}
 	defer up.Close()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	steps := 0
+	var steps atomic.Int64
 	u, err := overlay.New(low, up, overlay.Options{Logger: log, Squash: s.Squash, Step: func(what string) {
-		// Steps are taken one at a time here, as the tests that count them
-		// do one operation at a time.
 		if s.Steps != "" {
 			if f, err := os.OpenFile(s.Steps, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644); err == nil {
 				f.WriteString(what + "\n")
 				f.Close()
 			}
 		}
-		if steps++; steps == s.Kill {
+		if steps.Add(1) == s.Kill {
 			unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}
 		}
@@ -129,6 +129,24 @@ func serverMain(how string) error {
 	return srv.Wait()
 }
 
+// said is what a process has said, while it goes on.
+type said struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.Write(p)
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.String()
+}
+
 // unionTarget is a mount and the process that serves it.
 type unionTarget struct {
 	server
@@ -136,7 +154,7 @@ type unionTarget struct {
 	uid  int // of the server
 	r    *root
 	cmd  *exec.Cmd
-	errs bytes.Buffer // what the server says
+	errs said // what the server says
 	out  *bufio.Reader
 }
 
@@ -186,7 +204,6 @@ func (u *unionTarget) mount() error {
 	u.cmd = exec.Command("/proc/self/exe")
 	u.cmd.Env = append(os.Environ(), serverEnv+"="+string(how))
 	u.cmd.ExtraFiles = []*os.File{f}
-	u.errs.Reset()
 	u.cmd.Stderr = &u.errs
 	if u.uid != 0 {
 		u.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(u.uid), Gid: uint32(u.uid)}}
@@ -204,7 +221,7 @@ func (u *unionTarget) mount() error {
 		err := u.cmd.Wait()
 		unix.Unmount(u.at, unix.MNT_DETACH)
 		u.cmd = nil
-		return fmt.Errorf("server: %s (%v)\n%s", strings.TrimSpace(said), err, u.errs.Bytes())
+		return fmt.Errorf("server: %s (%v)\n%s", strings.TrimSpace(said), err, &u.errs)
 	}
 	u.r, err = openRoot(u.at)
 	return err
@@ -223,11 +240,11 @@ func (u *unionTarget) close() error {
 		err = errors.Join(fmt.Errorf("unmount: %w", err), unix.Unmount(u.at, unix.MNT_DETACH))
 	}
 	if werr := u.cmd.Wait(); werr != nil {
-		err = errors.Join(err, fmt.Errorf("server: %w\n%s", werr, u.errs.Bytes()))
+		err = errors.Join(err, fmt.Errorf("server: %w\n%s", werr, &u.errs))
 	}
 	u.cmd = nil
 	if err == nil && strings.Contains(u.errs.String(), "panic") {
-		err = fmt.Errorf("server: %s", u.errs.Bytes())
+		err = fmt.Errorf("server: %s", &u.errs)
 	}
 	return err
 }
@@ -241,7 +258,7 @@ func (u *unionTarget) remount() error {
 
 var asRoot = kind{
 	name:  "union",
-	can:   abilities{coherent: true, special: true, users: true, long: true},
+	can:   abilities{coherent: true, special: true, drops: true, users: true, long: true},
 	mount: func(dir string, c chain) (target, error) { return mountUnion(dir, c, 0) },
 }
 
