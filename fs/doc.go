@@ -13,11 +13,11 @@
 //	tree << 40 | nid
 //
 // nid being the inode's number in its index. Tree 0 is the mount's chain, tree
-// 1 its upper (to come), further trees belong to the layout view. FUSE wants
+// 1 its upper, if it has one, further trees belong to the layout view. FUSE wants
 // the root to be node 1; no index uses nid 1, so that this is the only
 // exception, and st_ino of the root is its nid all the same.
 //
-// Invariants:
+// Invariants of a Chain and a Layout:
 //   - Nothing is kept per inode: a node ID means the same in every process, at
 //     any time, and FORGET has no effect. There are no file handles.
 //   - A tree never changes, so the kernel may keep what it was told for ever:
@@ -35,6 +35,10 @@
 //	the caller was interrupted       EINTR
 //	any attempt to change something  EROFS
 //	anything else                    EIO, logged once per reason
+//
+// Of the server, whatever it serves: one worker reads requests, and none that
+// may wait for long keeps it from the next; a request that is odd, or makes the
+// file system panic, fails alone.
 //
 // Locks are leaves: none is held while another is taken or while anything waits.
 package fs

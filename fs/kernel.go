@@ -43,8 +43,7 @@ type Kernel = interface {
 	OpenBacking(fd int) (id int32, err error)
 	CloseBacking(id int32) error
 	// Passthrough tells whether OpenBacking can work here; for a file on a
-	// stacked file system it fails with ELOOP all the same. It holds from the
-	// first request on.
+	// stacked file system it fails with ELOOP all the same.
 	Passthrough() bool
 	// NoOpen tells whether an OPEN has been answered ENOSYS: the kernel sends
 	// none after that.
@@ -133,8 +132,9 @@ func (s *Server) settle(body []byte) {
 	s.writeback = agreed&fuse.CAP_WRITEBACK_CACHE != 0
 }
 
-// probeBacking finds out whether passthrough works before the first request
-// is read.
+// probeBacking finds out whether passthrough works.
+//
+// Preconditions: INIT has been answered, and no request been read since.
 func (s *Server) probeBacking() {
 	if !s.passthrough {
 		return

@@ -174,13 +174,13 @@ func (s *Server) init(ctx context.Context) error {
 		return fmt.Errorf("INIT: %w", unix.Errno(-int32(native.Uint32(w.out[4:]))))
 	}
 	s.settle(w.out[outHeaderSize:n])
-	if a, ok := s.rfs.(Attacher); ok {
-		a.Attach(s)
-	}
 	if _, err := unix.Write(s.fd, w.out[:n]); err != nil {
 		return fmt.Errorf("INIT: %w", err)
 	}
-	s.probeBacking()
+	s.probeBacking() // the kernel refuses before INIT
+	if a, ok := s.rfs.(Attacher); ok {
+		a.Attach(s)
+	}
 	if !stop() { // wake has run or will: the server would end at once
 		return context.Cause(ctx)
 	}
