@@ -420,6 +420,43 @@ func TestWaitingWrites(t *testing.T) {
 	}
 }
 
+// endless has changes of size wait until they are interrupted.
+type endless struct {
+	*loopback
+	begun chan struct{}
+}
+
+func (*endless) Complete(uint64) bool { return false }
+
+func (e *endless) SetAttr(cancel <-chan struct{}, _ *fuse.SetAttrIn, _ *fuse.AttrOut) fuse.Status {
+	e.begun <- struct{}{}
+	<-cancel
+	return fuse.EINTR
+}
+
+// TestInterrupt: who waits for a file to be copied can give up.
+func TestInterrupt(t *testing.T) {
+	e := &endless{newLoopback(t, t.TempDir()), make(chan struct{})}
+	d, s := connect(t, e)
+	body := make([]byte, 88)
+	native.PutUint32(body, fuse.FATTR_SIZE)
+	first := d.send(opSetattr, body)
+	<-e.begun
+	second := d.send(opSetattr, body)
+	<-e.begun
+	for _, unique := range []uint64{second, first} {
+		interrupt := make([]byte, 8)
+		native.PutUint64(interrupt, unique)
+		d.send(opInterrupt, interrupt)
+		if got, errno := d.answer(); got != unique || errno != unix.EINTR {
+			t.Errorf("reply to %d: %v, want one to %d", got, errno, unique)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // waiting is a file system of which node 1 is complete.
 type waiting struct{ *loopback }
 
