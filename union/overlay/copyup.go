@@ -68,12 +68,15 @@ func (u *Union) placesLocked(nid erofs.NID, one bool) ([]link, error) {
 		if err == nil && !shown && !one {
 			// One of several names: its directory may have been moved to
 			// where we have not yet looked.
-			if err = u.loadAllLocked(); err == nil {
-				shown, err = u.nameShownLocked(l)
-			}
+			u.loadAllLocked()
+			shown, err = u.nameShownLocked(l)
 		}
 		if err != nil {
-			return nil, err
+			if one {
+				return nil, err
+			}
+			u.status("copy-up", err) // logged: what is damaged there is not seen here
+			continue
 		}
 		if !shown {
 			continue
@@ -92,12 +95,12 @@ func (u *Union) placesLocked(nid erofs.NID, one bool) ([]link, error) {
 }
 
 // loadAllLocked loads every directory of the upper, once, so that all
-// redirects are known.
+// redirects are known but those in what is damaged.
 //
 // Preconditions: mu is held exclusively.
-func (u *Union) loadAllLocked() error {
+func (u *Union) loadAllLocked() {
 	if u.loadedAll {
-		return nil
+		return
 	}
 	todo := []*node{u.root}
 	for len(todo) > 0 {
@@ -105,7 +108,8 @@ func (u *Union) loadAllLocked() error {
 		todo = todo[:len(todo)-1]
 		d, err := u.loadLocked(n)
 		if err != nil {
-			return err
+			u.status("copy-up", err)
+			continue
 		}
 		for _, e := range d.names {
 			if e.state == entryUnread {
@@ -117,7 +121,6 @@ func (u *Union) loadAllLocked() error {
 		}
 	}
 	u.loadedAll = true
-	return nil
 }
 
 // copyUpToLocked makes an inode of the chain an inode of the upper at places.
