@@ -1,7 +1,8 @@
 // Command demo shows imgfs on a real image: it makes one (a Debian userland
 // where debootstrap is at hand, else busybox), serves it from a registry of its
-// own on loopback, mounts it, looks into it, runs a program in it, unmounts it.
-// Everything lies in a temporary directory and is gone afterwards.
+// own on loopback, mounts it, looks into it, runs a program in it, writes to it
+// and makes an image of what was written. Everything lies in a
+// temporary directory and is gone afterwards.
 //
 // With -image (make demo IMAGE=...) it shows that image instead: a reference,
 // or oci:DIR, oci-archive:FILE, docker-archive:FILE.
@@ -117,10 +118,38 @@ func (s *session) show(ctx context.Context, image string) error {
 			return err
 		}
 	}
-	if _, err := s.step(ctx, "umount", s.mnt); err != nil {
+	if err := s.change(ctx, root); err != nil {
 		return err
 	}
 	fmt.Printf("\nfirst mount %v, second mount %v\n", first.Round(time.Millisecond), again.Round(100*time.Microsecond))
+	return nil
+}
+
+// change writes to the mount, makes an image of the changes and runs a command
+// in it.
+func (s *session) change(ctx context.Context, root bool) error {
+	say("what is written goes into an upper; a directory of the image moves without a copy")
+	motd, share := filepath.Join(s.mnt, "etc/motd"), filepath.Join(s.mnt, "usr/share")
+	if err := show(ctx, "sh", "-c", "echo hello > "+fault.Word(motd)); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(share); err == nil {
+		if err := show(ctx, "mv", share, filepath.Join(s.mnt, "usr/shared")); err != nil {
+			return err
+		}
+		if err := show(ctx, "mv", filepath.Join(s.mnt, "usr/shared"), share); err != nil {
+			return err
+		}
+	}
+	steps := [][]string{{"diff", s.mnt}, {"commit", "-m", "say hello", s.mnt, "demo/hello:1"}, {"umount", s.mnt}, {"upper", "ls"}}
+	if root {
+		steps = append(steps, []string{"run", "demo/hello:1", "cat", "/etc/motd"})
+	}
+	for _, c := range steps {
+		if _, err := s.step(ctx, c...); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
