@@ -23,7 +23,6 @@ type loopback struct {
 	mu      sync.Mutex
 	nodes   map[uint64]int // O_PATH
 	handles map[uint64]*handle
-	last    uint64
 	inUse   map[uint64]*handle // by node: the backing id that all handles of a node share
 
 	panics   atomic.Bool // the next request panics
