@@ -19,18 +19,27 @@ import (
 
 // A chain is layers as texts of imgtest.Tar, lowest first. From the same text
 // come two things that share no code: the index and data files that imgfs
-// serves ([buildChain]), and a directory with the merged tree ([applyChain]).
+// serves ([buildTars]), and a directory with the merged tree ([applyChain]).
 type chain []string
 
-// buildChain writes the chain's index and the layers' data files into dir:
-// index, data0, data1...
-func buildChain(dir string, c chain) error {
-	var layers []*erofs.Image
+// tars returns the layers.
+func (c chain) tars() ([][]byte, error) {
+	var all [][]byte
 	for i, text := range c {
 		b, err := imgtest.Tar(expand(text))
 		if err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
+			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
+		all = append(all, b)
+	}
+	return all, nil
+}
+
+// buildTars writes the chain's index and the layers' data files into dir:
+// index, data0, data1...
+func buildTars(dir string, tars [][]byte) error {
+	var layers []*erofs.Image
+	for i, b := range tars {
 		x := layertar.NewIndexer(layertar.Limits{})
 		if _, err := x.Write(b); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)

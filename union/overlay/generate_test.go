@@ -16,6 +16,7 @@ type abilities struct {
 	coherent bool // what is open sees copy-up: kernel overlayfs' readers do not
 	special  bool // devices, and attributes that only root may set
 	users    bool // operations with a user's permissions
+	noSocks  bool // no sockets, which no layer has
 	single   bool // only what is one operation of the file system
 	// drops: of a file that is open when it becomes set-uid, by passthrough,
 	// whoever writes clears it, root too.
@@ -168,11 +169,21 @@ type opGenerator struct {
 func (g *opGenerator) next(model *root) string {
 	for {
 		op := g.one(model)
-		// These are several, of which some may fail.
-		verb, _, _ := strings.Cut(op, " ")
-		if !g.can.single || !slices.Contains([]string{"rmtree", "tmpfile", "copy"}, verb) {
-			return op
+		words := strings.Fields(op)
+		if words[0] == "as" {
+			words = words[2:]
 		}
+		// These are several, of which some may fail.
+		if g.can.single && slices.Contains([]string{"rmtree", "tmpfile", "copy"}, words[0]) {
+			continue
+		}
+		// Without privilege a symlink has no owner but the server, and who may
+		// remove or link it depends on that.
+		if !g.can.special && (words[0] == "symlink" && op[:2] == "as" ||
+			words[0] == "chown" && strings.HasPrefix(model.do("stat "+words[1]), "120")) {
+			continue
+		}
+		return op
 	}
 }
 
@@ -245,7 +256,7 @@ func (g *opGenerator) one(model *root) string {
 		case 28:
 			return fmt.Sprintf("rmxattr %s %s", any(), g.xattr())
 		case 29:
-			return fmt.Sprintf("mknod %s %s 644", name(), pick([]string{"fifo", "sock", "file", map[bool]string{true: "char", false: "fifo"}[g.can.special]}))
+			return fmt.Sprintf("mknod %s %s 644", name(), pick([]string{"fifo", map[bool]string{true: "file", false: "sock"}[g.can.noSocks], "file", map[bool]string{true: "char", false: "fifo"}[g.can.special]}))
 		case 30:
 			return fmt.Sprintf("fallocate %s %d %d %d", file(), pick2(g.r, 0, unix.FALLOC_FL_KEEP_SIZE,
 				unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE), off(), size())

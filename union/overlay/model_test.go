@@ -73,6 +73,9 @@ type kind struct {
 	every int // operations between remounts; 0: 150
 	// excuses are errnos of operations that are then not done to the model.
 	excuses []string
+	// after is done at the end, to a target that is the model's twin. It may
+	// unmount it.
+	after func(dir string, c chain, model *root, to target) error
 	// mount mounts the chain below dir, an empty directory on the test's disk.
 	mount func(dir string, c chain) (target, error)
 }
@@ -129,6 +132,9 @@ func (s *scenario) run(base string, k kind, next func(model *root) string) (err 
 		if err := step(op, model, to, k); err != nil {
 			return fmt.Errorf("at the end, %s: %w", op, err)
 		}
+	}
+	if k.after != nil {
+		return k.after(dir, s.layers, model, to)
 	}
 	return nil
 }

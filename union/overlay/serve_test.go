@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 
 // server is what the serving process is told.
 type server struct {
-	Chain  string // directory, see buildChain
+	Chain  string // directory, see buildTars
 	Upper  string // made if absent
 	Squash bool
 	Kill   int64  // before this change on disk the process kills itself; 0: never
@@ -58,7 +58,7 @@ type fullData struct{ f *os.File }
 func (d fullData) File() *os.File                           { return d.f }
 func (d fullData) Fill(context.Context, int64, int64) error { return nil }
 
-// openLower opens what buildChain wrote.
+// openLower opens what buildTars wrote.
 func openLower(dir string) (*lower.Tree, func(), error) {
 	img, err := erofs.Open(filepath.Join(dir, "index"))
 	if err != nil {
@@ -167,9 +167,18 @@ func mountUnion(dir string, c chain, uid int) (*unionTarget, error) {
 	return u, u.mount()
 }
 
-// newUnion builds the chain. A server of another user than root finds its files
-// all the same.
+// newUnion builds the chain.
 func newUnion(dir string, c chain, uid int) (*unionTarget, error) {
+	tars, err := c.tars()
+	if err != nil {
+		return nil, err
+	}
+	return unionOf(dir, tars, uid)
+}
+
+// unionOf is newUnion of layers. A server of another user than root finds its
+// files all the same.
+func unionOf(dir string, tars [][]byte, uid int) (*unionTarget, error) {
 	u := &unionTarget{
 		server: server{Chain: filepath.Join(dir, "chain"), Upper: filepath.Join(dir, "uppers", "u")},
 		at:     filepath.Join(dir, "merged"), uid: uid,
@@ -183,7 +192,7 @@ func newUnion(dir string, c chain, uid int) (*unionTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	return u, buildChain(u.Chain, c)
+	return u, buildTars(u.Chain, tars)
 }
 
 func (u *unionTarget) mount() error {
