@@ -47,8 +47,9 @@ type invalidator interface {
 // request.
 func (u *Union) Attach(k kernel) {
 	u.kernel = k
+	u.files.policy.Store(undecided) // what New does to a fresh upper is nobody's write
 	if !k.Passthrough() {
-		u.files.policy.CompareAndSwap(undecided, noHandles)
+		u.files.policy.Store(noHandles)
 	}
 }
 

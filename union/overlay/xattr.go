@@ -74,7 +74,9 @@ func (u *Union) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (ui
 		if !u.img.HasXattrs() {
 			return 0, fuse.OK
 		}
-		size, err := u.low.Xattrs(u.low.NID(in.NodeId), root, dest)
+		size, err := lower.ListNames(u.img, u.low.NID(in.NodeId), dest, func(name string) bool {
+			return !upperdir.Private(name) && (root || !lower.Trusted(name))
+		})
 		return size, u.status("listxattr", err)
 	}
 	var names []byte
