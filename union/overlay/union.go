@@ -173,8 +173,9 @@ func (u *Union) Forget(id, n uint64) {
 	u.mu.RUnlock()
 	if over {
 		u.mu.Lock()
-		if u.nodes[id] == x && x.lookups.Load() <= 0 {
+		if u.nodes[id] == x && !x.isReferred() {
 			u.dropLocked(x)
+			u.unloadLocked(x)
 		}
 		u.mu.Unlock()
 	}
@@ -213,6 +214,41 @@ func (u *Union) dropLocked(n *node) {
 	}
 	u.dirs.drop(n)
 	u.files.forget(n.id)
+}
+
+// unloadLocked gives up what is known of the names in a directory that the
+// kernel has forgotten: it is on disk. What it still refers to stays.
+//
+// Preconditions: mu is held exclusively.
+func (u *Union) unloadLocked(n *node) {
+	if n == u.root || n.parent == nil || n.dir == nil {
+		return
+	}
+	for _, e := range n.dir.names {
+		c := e.n
+		if c == nil {
+			continue
+		}
+		if c.isReferred() || c.dir != nil || c.parent != n || len(c.links) > 0 || u.files.busy(c.id) {
+			return
+		}
+	}
+	for _, e := range n.dir.names {
+		if c := e.n; c != nil {
+			c.parent = nil
+			u.dropLocked(c)
+		}
+	}
+	n.dir = nil
+	u.loadedAll = false
+}
+
+// busy reports whether an inode is open, or used at the moment.
+func (t *openFiles) busy(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := t.byNode[id]
+	return f != nil && (f.users > 0 || f.handles > 0)
 }
 
 // OnUnmount ends the requests that still wait.
