@@ -128,7 +128,7 @@ func (b *bundle) fill(c *cli.Context, req engineapi.MountRequest, show display) 
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, fs.Unmount(req.Target, true))
+			err = errors.Join(err, fs.Unmount(req.Target, true), settle(c, client, m))
 		}
 	}()
 	config, err := configOf(c, client, m)

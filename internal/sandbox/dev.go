@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,10 +46,10 @@ func (t *tree) devices() error {
 			return fmt.Errorf("/dev/%s: %w", l[1], err)
 		}
 	}
-	// So that tty(1) and the like can name the terminal, which is not of the
-	// new devpts. One of another mount namespace cannot be copied.
-	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
-		_ = bindNode(dev, "console", "/proc/self/fd/0")
+	if name := terminalName(); name != "" {
+		if err := bindNode(dev, "console", name); err != nil {
+			return fmt.Errorf("/dev/console: %w", err)
+		}
 	}
 	if err := subordinateFS(dev, "pts", "devpts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, "ptmxmode", "0666", "mode", "0620", "gid", "5"); errors.Is(err, unix.EINVAL) {
 		// Group 5, tty, does not exist in every user namespace.
@@ -66,6 +67,25 @@ func (t *tree) devices() error {
 		return err
 	}
 	return nil
+}
+
+// terminalName returns the path of the terminal on standard input; "" for none.
+// As /dev/console, tty(1) and the like can name it, while it is not of the new
+// devpts.
+func terminalName() string {
+	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err != nil {
+		return ""
+	}
+	// The link itself leads to a mount of the caller's namespace.
+	name, err := os.Readlink("/proc/self/fd/0")
+	if err != nil {
+		return ""
+	}
+	var open, there unix.Stat_t
+	if unix.Fstat(0, &open) != nil || unix.Stat(name, &there) != nil || open.Dev != there.Dev || open.Ino != there.Ino {
+		return "" // opened in another namespace yet
+	}
+	return name
 }
 
 // subordinateFS mounts a new file system on a new directory of /dev.

@@ -19,11 +19,12 @@
 //
 // # The terminal
 //
-// Everything stays in the caller's session and process group, so that the
-// terminal is simply shared: Ctrl-C, Ctrl-Z, fg and pipelines work as with any
-// program. What a shell inside has made of the terminal's foreground is put
-// back in the end. Pushing input to a shared terminal (TIOCSTI, TIOCLINUX) is
-// refused by a seccomp filter.
+// The terminal is shared, and so is the session. In a pipeline the command is
+// also in the caller's process group, like any program there. Where it has the
+// terminal for itself, its group is init's and has the foreground, as shells
+// want to name the group they give it back to; a command that Ctrl-Z stops then
+// stops the caller, and goes on with it. Pushing input to the terminal (TIOCSTI,
+// TIOCLINUX) is refused by a seccomp filter.
 //
 // # The image is hostile
 //

@@ -200,7 +200,7 @@ func (in *initProcess) run(spec *Spec) (int, error) {
 		return 0, err
 	}
 	ended := make(chan int, 1)
-	go func() { ended <- reap(pid) }() // ends with the process at the latest
+	go func() { ended <- in.reap(pid) }() // ends with the process at the latest
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
@@ -221,18 +221,24 @@ func (in *initProcess) forward(pid int) {
 		if err != nil {
 			return
 		}
+		to := pid
+		if m.Signal == int(unix.SIGCONT) {
+			to = 0 // whatever the terminal has stopped is in our group
+		}
 		if m.Signal > 0 {
-			_ = unix.Kill(pid, unix.Signal(m.Signal)) // it may have ended just now
+			_ = unix.Kill(to, unix.Signal(m.Signal)) // it may have ended just now
 		}
 	}
 }
 
 // reap waits for all children, adopted ones as well, until pid ends.
-func reap(pid int) int {
+func (in *initProcess) reap(pid int) int {
 	for {
 		var ws unix.WaitStatus
-		got, err := unix.Wait4(-1, &ws, 0, nil)
+		got, err := unix.Wait4(-1, &ws, unix.WUNTRACED, nil)
 		switch {
+		case err == nil && got == pid && ws.Stopped():
+			_ = in.socket.send(message{Stopped: true}, -1) // a parent that has ended needs no word
 		case err == unix.EINTR || err == nil && got != pid:
 		case err != nil:
 			return CodeFailed // it cannot: pid is a child

@@ -36,6 +36,7 @@ type Sandbox struct {
 	cmd    *exec.Cmd
 	socket *socket
 	ready  ready
+	term   *terminal // init's process group is its own if there is one
 	once   sync.Once
 	waited error // of cmd
 }
@@ -58,6 +59,8 @@ func Start(o Options) (*Sandbox, error) {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 		Pdeathsig:  unix.SIGKILL,
 	}
+	term := openTerminal()
+	cmd.SysProcAttr.Setpgid = term.fd >= 0
 	rootless := !Privileged()
 	if rootless {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
@@ -66,12 +69,14 @@ func Start(o Options) (*Sandbox, error) {
 	theirs.Close()
 	if err != nil {
 		ours.Close()
+		term.close()
 		return nil, refused(err, rootless)
 	}
-	s := &Sandbox{cmd: cmd}
+	s := &Sandbox{cmd: cmd, term: term}
 	if s.socket, err = newSocket(ours); err != nil {
 		cmd.Process.Kill()
 		cmd.Wait() // its error is not of interest
+		term.close()
 		return nil, fmt.Errorf("sandbox: %w", err)
 	}
 	if err := s.begin(o, rootless); err != nil {
@@ -163,11 +168,11 @@ func (s *Sandbox) Mount(data []byte) (int, error) {
 // are passed on. An error is of something before the command; [CodeOf] gives
 // its code.
 func (s *Sandbox) Run(spec Spec) (int, error) {
-	term := openTerminal()
-	defer term.restore()
+	s.term.give(s.cmd.Process.Pid)
+	defer s.term.take()
 	signals := make(chan os.Signal, 16)
 	var passed []os.Signal
-	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2} {
+	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT} {
 		if !signal.Ignored(sig) { // nohup
 			passed = append(passed, sig)
 		}
@@ -183,8 +188,11 @@ func (s *Sandbox) Run(spec Spec) (int, error) {
 	wg.Go(func() {
 		for sig := range signals {
 			n, ok := sig.(syscall.Signal)
-			if !ok || term.sends(n) {
+			if !ok || s.term.fromKeys(n) || n == unix.SIGCONT && s.term.fd < 0 {
 				continue
+			}
+			if n == unix.SIGCONT { // by fg or bg of the caller's shell
+				s.term.give(s.cmd.Process.Pid)
 			}
 			// An init that has ended needs no signal.
 			_ = s.socket.send(message{Signal: int(n)}, -1)
@@ -198,6 +206,9 @@ func (s *Sandbox) Run(spec Spec) (int, error) {
 		if m.Exited != nil {
 			return *m.Exited, nil
 		}
+		if m.Stopped && s.term.fd >= 0 && !s.term.stop() {
+			signals <- unix.SIGCONT
+		}
 	}
 }
 
@@ -206,6 +217,7 @@ func (s *Sandbox) Close() error {
 	s.socket.Close()
 	s.cmd.Process.Kill() // fails if it has been waited for
 	s.wait()             // by SIGKILL: nothing to report
+	s.term.close()
 	return nil
 }
 

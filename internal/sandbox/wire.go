@@ -32,6 +32,7 @@ type message struct {
 	// init to parent
 	Ready   *ready   `json:",omitempty"` // first
 	Mounted bool     `json:",omitempty"` // with the descriptor, if there is one
+	Stopped bool     `json:",omitempty"` // the command, by Ctrl-Z or the like
 	Exited  *int     `json:",omitempty"` // last: the exit code
 	Error   *problem `json:",omitempty"` // last
 }
