@@ -27,7 +27,7 @@ func TestRequests(t *testing.T) {
 	m.close(fd)
 	m.read("d/low")
 	m.stat("d/other")
-	m.stat("d/up")
+	m.stat("d/large")
 	wr := m.open("d/up", unix.O_WRONLY)
 	defer m.close(wr)
 	m.pwrite(wr, "x", 0) // the first write after a GETATTR asks for security.capability
@@ -42,7 +42,7 @@ func TestRequests(t *testing.T) {
 		do   func()
 		want map[string]uint64
 	}{
-		{"stat of what is unchanged", func() { m.stat("d/up"); m.stat("d/other") }, nil},
+		{"stat of what is unchanged", func() { m.stat("d/large"); m.stat("d/other") }, nil},
 		{"writes of an open file", func() {
 			for i := range 100 {
 				m.pwrite(wr, "abc", int64(4096*i))
