@@ -13,7 +13,8 @@
 //
 // A directory with a part in the upper is loaded when it is first used: from
 // then on its names in memory are the truth and the disk follows, as the
-// upper's lock is ours. Names are lower ones, upper ones, and whiteouts.
+// upper's lock is ours. Names are lower ones, upper ones, and whiteouts. Once
+// the kernel has forgotten a directory and all in it so do we.
 //
 // Invariants:
 //   - Whatever is in the upper has its parents there.
@@ -24,7 +25,14 @@
 //   - No path and no symlink of the upper or of an image is resolved by the
 //     host: a descriptor of the directory and one name, never followed.
 //
+// What differs from a local file system: a directory that is merged has link
+// count 1, as many a file system's have; a passed-through write takes set-uid
+// away from a file whoever writes, if it became set-uid while it was open; where
+// a rootless upper can keep no attributes, of symlinks, st_ino changes with the
+// mount that follows the copy-up.
+//
 // Locks. Union.mu guards names and nodes, exclusively for whoever changes them
 // or loads a directory. It is not held while file data is read, written, or
-// copied. dirfds.mu is a leaf.
+// copied. file.change is taken before it; dirfds.mu, openFiles.mu and fills.mu
+// are leaves.
 package overlay
