@@ -44,7 +44,7 @@ func TestConcurrent(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			workers, mess, ops := 6, 6, 150
 			if *long {
-				workers, mess, ops = 16, 16, 3000
+				workers, mess, ops = 16, 16, 800
 			}
 			c := workerChain(rand.New(rand.NewPCG(max(1, *seed), 0x636f_6e63)), k.can, workers)
 			u := start(t, k, c)

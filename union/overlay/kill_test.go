@@ -202,6 +202,7 @@ func killOnce(t *testing.T, u *unionTarget, n int, op, what string) {
 	if err := unix.Unmount(u.at, unix.MNT_DETACH); err != nil {
 		t.Errorf("%s: unmount: %v", what, err)
 	}
+	u.in.Close()
 	if err := u.cmd.Wait(); err == nil {
 		t.Errorf("%s: it was not killed", what)
 	}

@@ -126,6 +126,7 @@ func TestKillUnderLoad(t *testing.T) {
 				if err := unix.Unmount(u.at, unix.MNT_DETACH); err != nil {
 					t.Fatalf("round %d: %v", round, err)
 				}
+				u.in.Close()
 				u.cmd.Wait()
 				if err := u.mount(); err != nil {
 					t.Fatalf("round %d: %v", round, err)

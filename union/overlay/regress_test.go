@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -485,4 +488,69 @@ func TestDirectIO(t *testing.T) {
 	if n, err := unix.Pread(fd, m, 0); n != len(m) || !bytes.Equal(m, want[:len(m)]) {
 		t.Errorf("read of the upper: %d, %v", n, err)
 	}
+}
+
+// TestExecuting: what runs cannot be opened to be written, and goes on when it
+// is replaced.
+func TestExecuting(t *testing.T) {
+	u := start(t, asRoot, killChain())
+	program, err := os.ReadFile(imgtest.Program(t, "sleep"))
+	must(t, err)
+	fd, err := u.r.at("sleep", unix.O_WRONLY|unix.O_CREAT, 0o755)
+	must(t, err)
+	_, err = unix.Write(fd, program)
+	must(t, err, unix.Close(fd))
+	c := exec.Command(u.at+"/sleep", "600")
+	must(t, c.Start())
+	expect(t, u, [2]string{"append sleep 1 t", "ETXTBSY"}, [2]string{"chmod sleep 700", "ok"}, [2]string{"rename x sleep", "ok"}, [2]string{"append sleep 1 t", "ok"})
+	must(t, c.Process.Signal(unix.Signal(0)), c.Process.Kill())
+	c.Wait()
+}
+
+// TestDirectoryLinks: find(1) believes a directory's link count, if it is not 1,
+// to be that of its subdirectories.
+func TestDirectoryLinks(t *testing.T) {
+	u := start(t, asRoot, killChain())
+	check := func() {
+		t.Helper()
+		must(t, filepath.WalkDir(u.at, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.IsDir() {
+				return err
+			}
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil {
+				return err
+			}
+			entries, err := os.ReadDir(path)
+			n := uint64(2)
+			for _, e := range entries {
+				if e.IsDir() {
+					n++
+				}
+			}
+			if st.Nlink != 1 && uint64(st.Nlink) != n {
+				t.Errorf("%s: nlink %d, and %d subdirectories", path, st.Nlink, n-2)
+			}
+			return err
+		}))
+	}
+	check()
+	expect(t, u, [2]string{"mkdir d/new 755", "ok"}, [2]string{"rename e d/e", "ok"}, [2]string{"rmdir d/e", "ok"}, [2]string{"unlink n/old/f", "ok"},
+		[2]string{"rename n/old d/new", "ok"}, [2]string{"rename m d/m", "ok"}, [2]string{"rename d/m n exchange", "ok"})
+	check()
+	must(t, u.remount())
+	check()
+}
+
+// TestRenameFlags: a whiteout is nothing that a user can ask for.
+func TestRenameFlags(t *testing.T) {
+	u := start(t, asRoot, killChain())
+	for _, flags := range []uint{unix.RENAME_WHITEOUT, unix.RENAME_NOREPLACE | unix.RENAME_EXCHANGE, 1 << 7} {
+		if err := unix.Renameat2(u.r.fd, "x", u.r.fd, "z", flags); err != unix.EINVAL {
+			t.Errorf("rename with flags %#x: %v", flags, err)
+		}
+	}
+	expect(t, u, [2]string{"stat x", "100644 0:0 nlink=1 size=5000"}, [2]string{"stat z", "ENOENT"},
+		[2]string{"rename d d/sub/d", "EINVAL"}, [2]string{"rename d/sub d exchange", "EINVAL"}, [2]string{"rename x d", "EISDIR"}, [2]string{"rename d x", "ENOTDIR"},
+		[2]string{"rename d m", "ENOTEMPTY"}, [2]string{"rename h1 h2", "ok"}, [2]string{"stat h1", "100644 0:0 nlink=3 size=5000"})
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -126,6 +127,12 @@ func serverMain(how string) error {
 		return err
 	}
 	fmt.Println("ready")
+	// A mount namespace that was made meanwhile, by a test of another package,
+	// has the mount as well: it would not end by the unmount here.
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		srv.Close()
+	}()
 	return srv.Wait()
 }
 
@@ -156,6 +163,7 @@ type unionTarget struct {
 	cmd  *exec.Cmd
 	errs said // what the server says
 	out  *bufio.Reader
+	in   io.Closer // ends the server
 }
 
 // mountUnion builds the chain and mounts it, with its upper, below dir.
@@ -219,6 +227,9 @@ func (u *unionTarget) mount() error {
 	}
 	out, err := u.cmd.StdoutPipe()
 	if err == nil {
+		u.in, err = u.cmd.StdinPipe()
+	}
+	if err == nil {
 		err = u.cmd.Start()
 	}
 	if err != nil {
@@ -243,8 +254,14 @@ func (u *unionTarget) close() error {
 	if u.cmd == nil {
 		return nil
 	}
+	// What an unmount does, should it not be the last.
+	if fd, err := openat(u.r.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY); err == nil {
+		unix.Syncfs(fd)
+		unix.Close(fd)
+	}
 	u.r.close()
 	err := unix.Unmount(u.at, 0)
+	u.in.Close()
 	if err != nil {
 		err = errors.Join(fmt.Errorf("unmount: %w", err), unix.Unmount(u.at, unix.MNT_DETACH))
 	}
