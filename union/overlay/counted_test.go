@@ -207,8 +207,8 @@ func (m *counted) passthrough() {
 
 // startApart mounts a chain, served by another process, until the test ends: a
 // process must not touch a mapping of a file that it serves itself.
-func startApart(t *testing.T, c chain) *counted {
+func startApart(t *testing.T, k kind, c chain) *counted {
 	t.Helper()
-	u := start(t, asRoot, c)
+	u := start(t, k, c)
 	return &counted{t: t, at: u.at, upper: u.Upper}
 }

@@ -223,8 +223,14 @@ func TestTruncateCopiesNothing(t *testing.T) {
 // TestCoherence: whoever has a file open or mapped when it is copied up sees what
 // is written afterwards, by whatever means.
 func TestCoherence(t *testing.T) {
+	for _, k := range []kind{asRoot, rootless} {
+		t.Run(k.name, func(t *testing.T) { coherence(t, k) })
+	}
+}
+
+func coherence(t *testing.T, k kind) {
 	for _, flags := range []int{unix.O_WRONLY | unix.O_APPEND, unix.O_RDWR, unix.O_WRONLY} {
-		m := startApart(t, chain{"file f size=20000 mtime=7"})
+		m := startApart(t, k, chain{"file f size=20000 mtime=7"})
 		rd := m.open("f", unix.O_RDONLY)
 		mapped, err := unix.Mmap(rd, 0, 20000, unix.PROT_READ, unix.MAP_SHARED)
 		m.must(err)
@@ -403,7 +409,13 @@ func TestFillGivenUp(t *testing.T) {
 
 // TestMappedTimes: who writes through a mapping sets the time that stat shows.
 func TestMappedTimes(t *testing.T) {
-	m := startApart(t, chain{"file low size=8192 mtime=7"})
+	for _, k := range []kind{asRoot, rootless} {
+		t.Run(k.name, func(t *testing.T) { mappedTimes(t, k) })
+	}
+}
+
+func mappedTimes(t *testing.T, k kind) {
+	m := startApart(t, k, chain{"file low size=8192 mtime=7"})
 	m.write("up", strings.Repeat("x", 8192))
 	for _, name := range []string{"up", "low"} {
 		m.must(unix.Utimes(m.path(name), []unix.Timeval{{Sec: 100}, {Sec: 100}}))
@@ -453,5 +465,26 @@ func TestCopyFileRange(t *testing.T) {
 			}
 			m.close(src, dst)
 		}
+	}
+}
+
+// TestSeekUnwritten: what was written, and is still with the kernel, is no hole.
+func TestSeekUnwritten(t *testing.T) {
+	for _, k := range []kind{asRoot, rootless} {
+		t.Run(k.name, func(t *testing.T) {
+			m := startApart(t, k, chain{"file low size=8192\nfile sparse sparse=1.0 size=1000000 map=0+4096"})
+			fd := m.open("new", unix.O_RDWR|unix.O_CREAT)
+			m.pwrite(fd, "x", 1<<20)
+			if off, err := unix.Seek(fd, 0, unix.SEEK_DATA); err != nil || off > 1<<20 || off == 0 {
+				t.Errorf("data at %d, %v", off, err)
+			}
+			m.close(fd)
+			fd = m.open("sparse", unix.O_RDWR)
+			m.pwrite(fd, "x", 500000)
+			if off, err := unix.Seek(fd, 8192, unix.SEEK_DATA); err != nil || off > 500000 || off < 400000 {
+				t.Errorf("data at %d, %v", off, err)
+			}
+			m.close(fd)
+		})
 	}
 }
