@@ -1,5 +1,5 @@
 // Package daemon owns a state directory and serves it: it wires fetch,
-// layerdb, imagedb, union and fs to the routes of engineapi.
+// layerdb, imagedb, union, union/overlay and fs to the routes of engineapi.
 //
 // Terms:
 //
@@ -13,10 +13,16 @@
 //     record in Badger. It is written after the tree is served and
 //     before the CLI is told so; it goes when the tree is unmounted. Records
 //     that a daemon finds at its start are reconciled (reconcile.go).
+//   - An upper (package upperdir) holds what a writable mount changes. One of
+//     the store's is STORE/uppers/NAME; upper.go has the table of what becomes of
+//     it. Whoever uses one holds it in engine.uppers, and its lock.
 //   - An owner retains layers: "image:<id>" while the image exists, "pull:<id>"
-//     while one is on its way. A mount holds its chain open, which does the
-//     same; after a crash the chains of recorded mounts are opened again
-//     before anything can be removed.
+//     while one is on its way, "upper/<name>" from before that upper exists until
+//     it is gone. A mount holds its chain open, which does the same; after a
+//     crash the chains of recorded mounts are opened again before anything can
+//     be removed.
+//   - Kernel drivers (kernel.go) are mounts in which the daemon serves nothing,
+//     or only what lies below a kernel overlayfs.
 //
 // Invariants: no mount is announced before it is recorded; the daemon exits by
 // itself only when it has no mount and no connection with a request (idle.go);

@@ -135,6 +135,11 @@ func (e *engine) close(keep bool) error {
 	if !keep {
 		errs = append(errs, e.unmountAll(live))
 	}
+	for _, m := range live {
+		if m.rec.MountNS == e.mountNS {
+			m.writeBack()
+		}
+	}
 	e.cancel()
 	for _, m := range live {
 		m.abandon()

@@ -400,6 +400,7 @@ func (e *engine) unmountAll(live []*mount) error {
 	for _, m := range live {
 		var err error
 		if m.rec.MountNS == e.mountNS && m.stands() {
+			m.writeBack() // whoever still uses it will not do so any more
 			err = fs.Unmount(m.rec.Target, true)
 		}
 		if m.server != nil {
@@ -414,6 +415,26 @@ func (e *engine) unmountAll(live []*mount) error {
 		<-m.gone
 	}
 	return errors.Join(errs...)
+}
+
+// writeBack has the kernel write what it has cached of a writable mount, while
+// that is still served and can be reached.
+func (m *mount) writeBack() {
+	if !m.rec.writable() || m.rec.Driver != "fuse" {
+		return
+	}
+	select {
+	case <-m.server.Done():
+		return
+	default:
+	}
+	// Not by package os, see ARCHITECTURE.md: this process serves what it opens.
+	fd, err := unix.Open(m.rec.Target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return // in another namespace, or covered
+	}
+	defer unix.Close(fd)
+	_ = unix.Syncfs(fd) // what fails has failed for its writer
 }
 
 // stands reports whether something is still mounted at the mount's target.

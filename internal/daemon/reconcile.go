@@ -16,10 +16,14 @@ import (
 //
 //	what is at the target                    what happens
 //	our mount, dead                          detached, mounted again
+//	our overlayfs, its lower dead (overlay)  detached, mounted again
 //	our mount, in the kernel (erofs)         followed again
 //	something else or nothing, or no target  record dropped
 //	a mount recorded later                   record dropped
 //	not known: another mount namespace       record dropped
+//
+// A writable mount takes its upper again. What becomes of that where the record
+// is dropped stands in upper.go.
 //
 // Preconditions: no request is served yet.
 func (e *engine) reconcile(ctx context.Context) {
@@ -42,7 +46,11 @@ func (e *engine) reconcile(ctx context.Context) {
 			err = e.restore(ctx, r)
 		}
 		if err != nil {
-			e.problem("mount of %s on %s is not restored: %v", r.Source, r.Target, err)
+			where := ""
+			if r.Upper != "" && !r.Tmp {
+				where = "; what was changed there, if anything, is kept as " + r.Upper
+			}
+			e.problem("mount of %s on %s is not restored: %v%s", r.Source, r.Target, err, where)
 			e.forgetUpper(&r)
 			e.forget(r.ID)
 		}

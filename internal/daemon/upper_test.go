@@ -306,6 +306,42 @@ func TestUpperLeft(t *testing.T) {
 	wantUppers(t, next)
 }
 
+// TestUpperWrittenBack ends the daemon while a file is open that was written
+// through the page cache: nothing of it is lost.
+func TestUpperWrittenBack(t *testing.T) {
+	needFUSE(t)
+	reg := newRegistry(t)
+	ref, _ := reg.push(t, "one", "file a one")
+	for _, force := range []bool{false, true} {
+		r := runDaemon(t, Options{})
+		m, err := mountAs(testContext(t), r.client, ref, mountDir(t), writable)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.Open(filepath.Join(m.Target, "b"), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(fd, []byte("two")); err != nil {
+			t.Fatal(err)
+		}
+		if force {
+			err = r.client.Shutdown(testContext(t), true)
+		} else {
+			r.stop()
+		}
+		r.wait(t)
+		unix.Close(fd)
+		if err != nil {
+			t.Error(err)
+		}
+		b, err := os.ReadFile(filepath.Join(r.Upper(m.Upper), "diff/b"))
+		if err != nil || string(b) != "two" {
+			t.Errorf("force %v: %q %v", force, b, err)
+		}
+	}
+}
+
 // TestUpperRetains removes the image under an upper, with a kill in between.
 func TestUpperRetains(t *testing.T) {
 	needFUSE(t)
