@@ -46,11 +46,11 @@ func TestMain(m *testing.M) {
 
 // server is what the serving process is told.
 type server struct {
-	Chain  string // directory, see buildTars
-	Upper  string // made if absent
-	Squash bool
-	Kill   int64  // before this change on disk the process kills itself; 0: never
-	Steps  string // file to which the name of each change is appended; "": none
+	Chain            string // directory, see buildTars
+	Upper            string // made if absent
+	Squash, Volatile bool
+	Kill             int64  // before this change on disk the process kills itself; 0: never
+	Steps            string // file to which the name of each change is appended; "": none
 }
 
 // fullData is a layer's data file, all there.
@@ -107,7 +107,7 @@ func serverMain(how string) error {
 	defer up.Close()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	var steps atomic.Int64
-	u, err := overlay.New(low, up, overlay.Options{Logger: log, Squash: s.Squash, Step: func(what string) {
+	u, err := overlay.New(low, up, overlay.Options{Logger: log, Squash: s.Squash, Volatile: s.Volatile, Step: func(what string) {
 		if s.Steps != "" {
 			if f, err := os.OpenFile(s.Steps, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644); err == nil {
 				f.WriteString(what + "\n")
