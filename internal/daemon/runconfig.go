@@ -35,8 +35,9 @@ func (c runConfig) apply(changes []string) error {
 			if line == "" || line[0] == '#' {
 				continue
 			}
-			word, rest, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " ")
-			word, rest = strings.ToUpper(word), strings.TrimSpace(line[len(word):])
+			word, _, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " ")
+			rest := strings.TrimSpace(line[len(word):])
+			word = strings.ToUpper(word)
 			if rest == "" {
 				return badChange(line, "%s requires at least one argument", word)
 			}

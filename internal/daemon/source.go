@@ -42,9 +42,9 @@ func (e *engine) source(ctx context.Context, req engineapi.Source) (_ *source, e
 		if err := checkUpperName(req.Upper); err != nil {
 			return nil, err
 		}
-		err = e.sourceUpper(s, e.paths.Upper(req.Upper), engineapi.MountRequest{Upper: req.Upper})
+		err = e.sourceUpper(ctx, s, e.paths.Upper(req.Upper), engineapi.MountRequest{Upper: req.Upper})
 	case req.UpperDir != "":
-		err = e.sourceUpper(s, req.UpperDir, engineapi.MountRequest{UpperDir: req.UpperDir})
+		err = e.sourceUpper(ctx, s, req.UpperDir, engineapi.MountRequest{UpperDir: req.UpperDir})
 	default:
 		err = e.sourceImage(s, req.Image)
 	}
@@ -101,7 +101,7 @@ func (e *engine) readLocked(s *source, m *mount) {
 }
 
 // sourceUpper opens an upper, or takes that of the mount that has it.
-func (e *engine) sourceUpper(s *source, at string, req engineapi.MountRequest) error {
+func (e *engine) sourceUpper(ctx context.Context, s *source, at string, req engineapi.MountRequest) error {
 	info, err := e.knownUpper(&req)
 	if err != nil {
 		return err
@@ -116,7 +116,7 @@ func (e *engine) sourceUpper(s *source, at string, req engineapi.MountRequest) e
 		return nil
 	}
 	e.mu.Unlock()
-	if err := e.holdUpper(at, usedUpper{what: "a command that reads it"}); err != nil {
+	if err := e.holdUpper(ctx, at, usedUpper{what: "a command that reads it"}); err != nil {
 		return err
 	}
 	s.free = append(s.free, func() { e.freeUpper(at) })

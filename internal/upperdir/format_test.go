@@ -205,12 +205,12 @@ func TestOverride(t *testing.T) {
 	dev := unix.Mkdev(259, 70000)
 	for i, want := range []Attr{
 		{0, 0, unix.S_IFREG | 0o644, 0},
-		{0, 0, unix.S_IFREG | 0, 0},
+		{0, 0, unix.S_IFREG, 0},
 		{0, 0, unix.S_IFREG | 0o4755, 0},
 		{5, 6, unix.S_IFREG | 0o644, 0},
 		{1 << 31, 6, unix.S_IFDIR | 0o1777, 0},
 		{0, 0, unix.S_IFDIR | 0o755, 0},
-		{0, 0, unix.S_IFDIR | 0, 0},
+		{0, 0, unix.S_IFDIR, 0},
 		{0, 0, unix.S_IFIFO | 0o600, 0},
 		{7, 7, unix.S_IFSOCK | 0o777, 0},
 		{0, 6, unix.S_IFBLK | 0o660, dev},

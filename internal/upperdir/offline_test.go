@@ -125,7 +125,7 @@ func TestLayerOverride(t *testing.T) {
 	fm := d.Format()
 	for name, want := range map[string]Attr{
 		"file": {5, 6, unix.S_IFREG | 0o4750, 0},
-		"zero": {0, 0, unix.S_IFREG | 0o000, 0},
+		"zero": {0, 0, unix.S_IFREG, 0},
 		"dev":  {0, 6, unix.S_IFBLK | 0o660, unix.Mkdev(8, 1)},
 		"pipe": {1000, 1000, unix.S_IFIFO | 0o600, 0},
 		"sock": {0, 0, unix.S_IFSOCK | 0o600, 0},
