@@ -193,7 +193,7 @@ func (e *engine) prepare(ctx context.Context, req engineapi.MountRequest, rec *r
 			return nil, foreignUpper(info, rec)
 		}
 	}
-	d, err := e.openUpper(rec, info == nil)
+	d, err := e.openUpper(ctx, rec, info == nil)
 	if err != nil {
 		return nil, err
 	}

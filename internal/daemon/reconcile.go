@@ -147,7 +147,7 @@ func (e *engine) reopen(ctx context.Context, r *record) (*tree, error) {
 	if !r.writable() {
 		return e.openTree(ctx, r, nil)
 	}
-	d, err := e.openUpper(r, false)
+	d, err := e.openUpper(ctx, r, false)
 	if err != nil {
 		return nil, err
 	}

@@ -113,7 +113,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	defer func() { err = errors.Join(err, e.close(keep)) }()
 	stale := e.staleOwners()
 	e.reconcile(ctx)
-	e.sweepUppers()
+	e.sweepUppers(ctx)
 	// Only now: what they held may be all that a mount has.
 	if err := e.dropOwners(stale); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -196,20 +197,42 @@ func foreignUpper(info *upperdir.Info, rec *record) error {
 }
 
 // holdUpper reserves the upper of a mount, so that nobody else of this store
-// opens or removes it. Each success is followed by one freeUpper.
-func (e *engine) holdUpper(at string, by usedUpper) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if u, ok := e.uppers[at]; ok {
+// opens or removes it. Each success is followed by one freeUpper. A mount that
+// has just been unmounted, as by umount(8), is waited for.
+func (e *engine) holdUpper(ctx context.Context, at string, by usedUpper) error {
+	ctx, cancel := context.WithTimeout(ctx, upperPatience)
+	defer cancel()
+	for {
+		e.mu.Lock()
+		u, used := e.uppers[at]
+		m := e.mounts[u.mount]
+		if !used {
+			e.uppers[at] = by
+		}
+		e.mu.Unlock()
+		if !used {
+			return nil
+		}
 		err := fault.New(fault.Conflict, "upper %s is in use by %s", e.shownUpper(at), u.what)
-		if m := e.mounts[u.mount]; m != nil {
+		if m == nil {
+			return err
+		}
+		if m.rec.MountNS != e.mountNS || m.stands() {
 			return fault.WithHint(err, "imgfs umount %s", fault.Word(m.rec.Target))
 		}
-		return err
+		select {
+		case <-m.gone:
+		case <-ctx.Done():
+			return fault.WithHint(
+				fault.New(fault.Conflict, "%w, which is unmounted, but goes on for a process or in another mount namespace", err),
+				"it ends with its last user")
+		}
 	}
-	e.uppers[at] = by
-	return nil
 }
+
+// upperPatience bounds the wait for the end of a mount that is not there any
+// more.
+const upperPatience = 3 * time.Second
 
 func (e *engine) freeUpper(at string) {
 	e.mu.Lock()
@@ -227,7 +250,7 @@ func (e *engine) shownUpper(at string) string {
 
 // openUpper opens the upper of a mount, or makes it where fresh is set, in
 // which case rec gets its name. The caller ends with e.leaveUpper.
-func (e *engine) openUpper(rec *record, fresh bool) (*upperdir.Dir, error) {
+func (e *engine) openUpper(ctx context.Context, rec *record, fresh bool) (*upperdir.Dir, error) {
 	if fresh && rec.UpperDir == "" {
 		if err := os.MkdirAll(e.paths.uppers(), 0o700); err != nil {
 			return nil, adviseUpper(fmt.Errorf("upper: %w", err), "", "")
@@ -235,7 +258,7 @@ func (e *engine) openUpper(rec *record, fresh bool) (*upperdir.Dir, error) {
 		rec.Upper = newUpperName(rec.Image)
 	}
 	at := e.upperPath(rec)
-	if err := e.holdUpper(at, usedUpper{rec.ID, "the mount on " + rec.Target}); err != nil {
+	if err := e.holdUpper(ctx, at, usedUpper{rec.ID, "the mount on " + rec.Target}); err != nil {
 		return nil, err
 	}
 	d, err := e.openHeld(rec, at, fresh)

@@ -87,12 +87,12 @@ func (e *engine) Upper(ctx context.Context, name string) (engineapi.Upper, error
 }
 
 // RemoveUpper implements engineapi.Uppers.
-func (e *engine) RemoveUpper(_ context.Context, name string) error {
+func (e *engine) RemoveUpper(ctx context.Context, name string) error {
 	if err := checkUpperName(name); err != nil {
 		return err
 	}
 	at := e.paths.Upper(name)
-	if err := e.holdUpper(at, usedUpper{what: "imgfs upper rm"}); err != nil {
+	if err := e.holdUpper(ctx, at, usedUpper{what: "imgfs upper rm"}); err != nil {
 		return err
 	}
 	defer e.freeUpper(at)
@@ -115,7 +115,7 @@ func (e *engine) ConvertUpper(ctx context.Context, name string, req engineapi.Co
 	if _, err := os.Lstat(at); errors.Is(err, os.ErrNotExist) {
 		return fault.WithHint(fault.New(fault.NotFound, "no such upper: %s", name), "see imgfs upper ls")
 	}
-	if err := e.holdUpper(at, usedUpper{what: "imgfs upper convert"}); err != nil {
+	if err := e.holdUpper(ctx, at, usedUpper{what: "imgfs upper convert"}); err != nil {
 		return err
 	}
 	defer e.freeUpper(at)
@@ -145,7 +145,7 @@ func (e *engine) ConvertUpper(ctx context.Context, name string, req engineapi.Co
 // or empty, and makes sure that what stays retains its layers.
 //
 // Preconditions: mounts have been restored, and no request is served yet.
-func (e *engine) sweepUppers() {
+func (e *engine) sweepUppers(ctx context.Context) {
 	list, err := os.ReadDir(e.paths.uppers())
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
@@ -160,7 +160,7 @@ func (e *engine) sweepUppers() {
 		case !upperName.MatchString(d.Name()):
 			continue
 		default:
-			err = e.sweepUpper(d.Name())
+			err = e.sweepUpper(ctx, d.Name())
 		}
 		if err != nil {
 			e.problem("upper %s: %v", d.Name(), err)
@@ -168,9 +168,9 @@ func (e *engine) sweepUppers() {
 	}
 }
 
-func (e *engine) sweepUpper(name string) error {
+func (e *engine) sweepUpper(ctx context.Context, name string) error {
 	at := e.paths.Upper(name)
-	if e.holdUpper(at, usedUpper{what: "the daemon's start"}) != nil {
+	if e.holdUpper(ctx, at, usedUpper{what: "the daemon's start"}) != nil {
 		return nil // its mount was restored
 	}
 	defer e.freeUpper(at)
