@@ -2,12 +2,15 @@ package overlay_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/imgfs/imgfs/internal/imgtest"
+	"github.com/imgfs/imgfs/union/overlay"
 	"golang.org/x/sys/unix"
 )
 
@@ -148,4 +151,50 @@ func TestKillUnderLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNobodyWaitsForALayer: while data of a layer is awaited, to be read and to
+// be copied, all that does not need it goes on, on that very file as well.
+func TestNobodyWaitsForALayer(t *testing.T) {
+	began, wait := make(chan struct{}, 8), make(chan struct{})
+	m := startCounted(t, chain{"dir . mtime=1\nfile f size=100000 mtime=1\nfile r size=100000 mtime=1\n", "dir d mtime=1\nfile other size=5000 mtime=1\nfile d/x size=10 mtime=1\n"},
+		func(m *counted, _ *overlay.Options) {
+			m.data[0].fill = func(ctx context.Context, _, _ int64) error {
+				select {
+				case <-wait:
+					return nil
+				default:
+				}
+				began <- struct{}{}
+				select {
+				case <-wait:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		})
+	r, err := openRoot(m.at)
+	must(t, err)
+	defer r.close()
+	var all sync.WaitGroup
+	for op, want := range map[string]string{"append f 10 t": "ok", "cat r": readAs(imgtest.Pattern(100000))} {
+		all.Go(func() {
+			if got := r.do(op); got != want {
+				t.Errorf("%s: %s", op, got)
+			}
+		})
+		<-began
+	}
+	for _, op := range []string{
+		"list .", "stat f", "chmod f 600", "chown f 1 1", "times f 5", "setxattr f user.a v", "link f g", "rename f h", "unlink g", "rename h d/f", "stat d/f",
+		"chmod r 600", "rename r d/r", "stat d/r", "append other 10 t", "cat other", "create new 644", "mkdir dir 755", "rename d dir/d", "append dir/d/x 10 t",
+		"rename other new", "rmtree new", "symlink s t", "unlink s", "unlink dir/d/f", "list dir/d", "unlink dir/d/r", "rmtree dir",
+	} {
+		if got := r.do(op); strings.HasPrefix(got, "E") {
+			t.Errorf("%s: %s", op, got)
+		}
+	}
+	close(wait)
+	all.Wait()
 }
