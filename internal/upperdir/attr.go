@@ -1,6 +1,7 @@
 package upperdir
 
 import (
+	"encoding/binary"
 	"maps"
 	"slices"
 	"strings"
@@ -95,7 +96,27 @@ func (w *walker) xattrs(it *item) (map[string]string, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	return w.format.upperXattrs(fd)
+	m, err := w.format.upperXattrs(fd)
+	if v, ok := m[accessACL]; ok && w.format.Override {
+		m[accessACL] = setOwner(v, it.attr.Mode>>6&7)
+	}
+	return m, err
+}
+
+// accessACL is an attribute whose first entry, on disk, lets the daemon's user
+// at what the override may forbid its owner.
+const accessACL = "system.posix_acl_access"
+
+// setOwner returns an ACL in which the owner may do what perm says.
+func setOwner(acl string, perm uint32) string {
+	const header, entry, owner = 4, 2 + 2 + 4, 1
+	b := []byte(acl)
+	for e := header; e+entry <= len(b); e += entry {
+		if binary.LittleEndian.Uint16(b[e:]) == owner {
+			binary.LittleEndian.PutUint16(b[e+2:], uint16(perm))
+		}
+	}
+	return string(b)
 }
 
 // openPath opens the item of the upper, whatever it is, by O_PATH.
