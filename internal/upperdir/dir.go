@@ -257,19 +257,6 @@ func (d *Dir) Info() Info {
 	return d.info
 }
 
-// SetInfo changes what the upper says of itself. Xattrs and Override, which
-// [Dir.Convert] changes, stay.
-func (d *Dir) SetInfo(i Info) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	i.Version, i.Xattrs, i.Override = infoVersion, d.info.Xattrs, d.info.Override
-	if err := writeInfo(d.top, i); err != nil {
-		return fmt.Errorf("upper %s: %w", d.path, err)
-	}
-	d.info = i
-	return nil
-}
-
 // formatOf returns the format of the upper open as top. With an override, the
 // owner of that directory stands for 0:0: who made the upper.
 func formatOf(top int, i Info) (Format, error) {

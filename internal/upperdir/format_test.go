@@ -60,11 +60,6 @@ func TestLife(t *testing.T) {
 	if names, err := readNames(d.Stage()); len(names) > 0 || err != nil {
 		t.Errorf("Open left %q in stage/ (%v)", names, err)
 	}
-	i := d.Info()
-	i.Name = "y"
-	if err := d.SetInfo(i); err != nil || d.Info().Name != "y" {
-		t.Errorf("SetInfo: %v", err)
-	}
 	if _, err := Open(t.TempDir()); !errors.Is(err, ErrDamaged) {
 		t.Errorf("Open of an empty directory: %v", err)
 	}
