@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/internal/daemon"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
@@ -27,9 +28,9 @@ const sandboxCommand = "__sandbox"
 const sandboxText = `
 IMAGE is what imgfs mount takes; it is mounted for the time of the command,
 where nobody else sees it. Changes are dropped unless --rw keeps them in a new
-upper, or --upper or --upper-dir say where. DIR, which begins with a slash or
-a dot, is a directory on which an image is mounted, or any other; changes go
-where its changes go.
+upper, or --upper or --upper-dir say where. DIR is a directory on which imgfs
+has mounted something, or, where it begins with a slash or a dot, any other;
+changes go where its changes go.
 `
 
 const sandboxExits = `
@@ -203,9 +204,18 @@ func runInDirectory(c *cli.Context, confined bool, paths daemon.Paths, o sandbox
 	return code, errors.Join(err, box.Close())
 }
 
-// isDirectory tells a directory from the name of an image by its form.
+// isDirectory tells a directory from the name of an image: by its form, or
+// because imgfs has mounted something there.
 func isDirectory(arg string) bool {
-	return strings.HasPrefix(arg, "/") || arg == "." || arg == ".." || strings.HasPrefix(arg, "./") || strings.HasPrefix(arg, "../")
+	if strings.HasPrefix(arg, "/") || arg == "." || arg == ".." || strings.HasPrefix(arg, "./") || strings.HasPrefix(arg, "../") {
+		return true
+	}
+	target, err := resolve(arg)
+	if err != nil {
+		return false
+	}
+	at, err := fs.MountAt(target)
+	return err == nil && at != nil && at.Imgfs()
 }
 
 // imageRequest returns the request for the mount of an image, all but where.
