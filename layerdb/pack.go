@@ -120,4 +120,3 @@ func (s *Store) Info(d id.DiffID) (LayerInfo, error) {
 	}
 	return l.info, nil
 }
-
