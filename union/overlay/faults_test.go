@@ -134,7 +134,7 @@ func TestNoInodes(t *testing.T) {
 			return &fullTarget{u, disk}, nil
 		},
 	}
-	last := uint64(5)
+	last := uint64(3)
 	if *long {
 		last = 100
 	}

@@ -102,13 +102,13 @@ rename d q/d`), "\n")
 }
 
 // TestKill kills the server before each change on disk (without -long before
-// each seventh), opens the upper again, and finds the tree from before or
+// each eleventh), opens the upper again, and finds the tree from before or
 // after the operation. Only a time that is not yet set back, of a directory or
 // of a file whose data was copied, may show that something was under way.
 func TestKill(t *testing.T) {
 	for _, k := range []kind{asRoot, rootless} {
 		t.Run(k.name, func(t *testing.T) {
-			stride := 7
+			stride := 11
 			if *long {
 				stride = 1
 			}

@@ -321,7 +321,7 @@ func TestModel(t *testing.T) {
 	for _, k := range []kind{asRoot, rootless} {
 		t.Run(k.name, func(t *testing.T) {
 			needRoot(t)
-			last := uint64(6)
+			last := uint64(4)
 			if *long {
 				last = 300
 			}

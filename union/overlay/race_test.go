@@ -97,7 +97,7 @@ func TestOneCopyForAll(t *testing.T) {
 // upper is in order after each: it can be mounted, all of it can be read, the
 // next mount shows the same, and its check finds nothing.
 func TestKillUnderLoad(t *testing.T) {
-	rounds := 6
+	rounds := 4
 	if *long {
 		rounds = 200
 	}
