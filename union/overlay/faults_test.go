@@ -163,6 +163,25 @@ func TestUnfitUpper(t *testing.T) {
 	}
 }
 
+// TestUpperInUse: an upper has one union at a time, and the second says so; what
+// it has is not touched.
+func TestUpperInUse(t *testing.T) {
+	u := start(t, asRoot, killChain())
+	expect(t, u, [2]string{"open 1 d/f2 rw", "ok"}, [2]string{"put 1 0 10 t", "ok"})
+	second, err := newUnion(workDir(t), killChain(), 0)
+	must(t, err)
+	second.Upper = u.Upper
+	if err := second.mount(); err == nil {
+		second.close()
+		t.Fatal("mounted twice")
+	} else if !strings.Contains(err.Error(), "in use") {
+		t.Errorf("refused with %v", err)
+	}
+	expect(t, u, [2]string{"put 1 10 10 t", "ok"}, [2]string{"create new 644", "ok"}, [2]string{"rename d e", "ok"}, [2]string{"close 1", "ok"})
+	must(t, u.remount())
+	expect(t, u, [2]string{"stat new", "100644 0:0 nlink=1 size=0"}, [2]string{"stat e/f2", "100644 0:0 nlink=1 size=70000"})
+}
+
 // TestUpperNodev: whiteouts need no device to be opened.
 func TestUpperNodev(t *testing.T) {
 	disk := mountFS(t, "tmpfs", "size=8m", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC)

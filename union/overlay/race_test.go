@@ -99,7 +99,7 @@ func TestOneCopyForAll(t *testing.T) {
 func TestKillUnderLoad(t *testing.T) {
 	rounds := 4
 	if *long {
-		rounds = 200
+		rounds = 40
 	}
 	for _, k := range []kind{asRoot, rootless} {
 		t.Run(k.name, func(t *testing.T) {
