@@ -188,18 +188,22 @@ func descriptorIn(oob []byte) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
+	var fds []int
+	for i := range messages {
+		got, err := unix.ParseUnixRights(&messages[i])
 		if err != nil {
 			return -1, err
 		}
-		if len(fds) == 1 {
-			return fds[0], nil
-		}
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-		return -1, errors.New("several descriptors")
+		fds = append(fds, got...)
 	}
-	return -1, nil
+	switch len(fds) {
+	case 0:
+		return -1, nil
+	case 1:
+		return fds[0], nil
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+	return -1, errors.New("several descriptors")
 }
