@@ -17,6 +17,7 @@ type abilities struct {
 	special  bool // devices, and attributes that only root may set
 	users    bool // operations with a user's permissions
 	noSocks  bool // no sockets, which no layer has
+	names    bool // nothing but changes of names
 	single   bool // only what is one operation of the file system
 	// drops: of a file that is open when it becomes set-uid, by passthrough,
 	// whoever writes clears it, root too.
@@ -175,6 +176,9 @@ func (g *opGenerator) next(model *root) string {
 		}
 		// These are several, of which some may fail.
 		if g.can.single && slices.Contains([]string{"rmtree", "tmpfile", "copy"}, words[0]) {
+			continue
+		}
+		if g.can.names && !slices.Contains([]string{"create", "mkdir", "rmdir", "unlink", "rename", "link", "rmtree", "list", "append"}, words[0]) {
 			continue
 		}
 		// Without privilege a symlink has no owner but the server, and who may

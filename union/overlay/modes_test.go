@@ -19,6 +19,18 @@ func TestVolatile(t *testing.T) {
 	randomScenarios(t, k, 3001, 3002, 150)
 }
 
+// TestNames does nothing but make, move and remove names, and mounts often.
+func TestNames(t *testing.T) {
+	needRoot(t)
+	k := asRoot
+	k.can.names, k.every = true, 60
+	last := uint64(2)
+	if *long {
+		last = 200
+	}
+	randomScenarios(t, k, 4001, 4000+last, 300)
+}
+
 // TestSquash: a user who mounts for himself owns what the image gives to root,
 // and what he makes is root's in the tree.
 func TestSquash(t *testing.T) {

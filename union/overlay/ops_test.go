@@ -309,10 +309,6 @@ func (r *root) linkTo(fd int, to string) error {
 }
 
 func (r *root) open(slot, p, flags string) (string, error) {
-	if old, ok := r.slots[slot]; ok {
-		unix.Close(old)
-		delete(r.slots, slot)
-	}
 	f := map[string]int{"r": unix.O_RDONLY, "w": unix.O_WRONLY, "rw": unix.O_RDWR, "a": unix.O_WRONLY | unix.O_APPEND, "c": unix.O_RDWR | unix.O_CREAT}[flags]
 	fd, err := r.at(p, f|unix.O_NONBLOCK, map[bool]uint32{true: 0o644}[flags == "c"])
 	if err != nil {
@@ -322,6 +318,9 @@ func (r *root) open(slot, p, flags string) (string, error) {
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		unix.Close(fd)
 		return "not a file", err
+	}
+	if old, ok := r.slots[slot]; ok {
+		unix.Close(old)
 	}
 	r.slots[slot] = fd
 	return "ok", nil
