@@ -199,7 +199,7 @@ func (e *engine) prepare(ctx context.Context, req engineapi.MountRequest, rec *r
 	}
 	t, err := e.openTree(ctx, rec, d)
 	if err != nil {
-		e.leaveUpper(rec, d, false)
+		e.leaveUpper(rec, d, e.worthKeeping(rec, d, nil))
 		return nil, err
 	}
 	return t, nil
@@ -247,6 +247,7 @@ func (e *engine) openTree(ctx context.Context, rec *record, d *upperdir.Dir) (*t
 // closeTree ends the use of a tree. Unless keep is set, its upper is dropped if
 // there is no reason to keep it.
 func (e *engine) closeTree(rec *record, t *tree, keep bool) {
+	keep = keep || t.upper != nil && e.worthKeeping(rec, t.upper, t.chain)
 	t.close()
 	if t.upper != nil {
 		e.leaveUpper(rec, t.upper, keep)

@@ -19,7 +19,9 @@ import (
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/lower"
 	"github.com/imgfs/imgfs/internal/upperdir"
+	"github.com/imgfs/imgfs/layerdb"
 )
 
 // upperOwner is followed by the name of an upper: it retains the layers that
@@ -28,7 +30,7 @@ const upperOwner = "upper/"
 
 // What becomes of an upper when its mount has ended:
 //
-//	                       changed   empty      --tmp
+//	                       changed   unchanged  --tmp
 //	unmounted              kept      dropped    dropped
 //	the mount failed       kept      dropped    dropped
 //	the daemon left it     kept      kept       kept      (the next one mounts again)
@@ -37,6 +39,7 @@ const upperOwner = "upper/"
 //	its record cannot
 //	be restored            kept      dropped    dropped
 //
+// Unchanged is also one with nothing but directories that are as in the image.
 // A directory of the user's (--upper-dir) is made where it is not, and never
 // dropped.
 
@@ -290,26 +293,43 @@ func (e *engine) openHeld(rec *record, at string, fresh bool) (*upperdir.Dir, er
 	return d, err
 }
 
-// leaveUpper ends a mount's use of its upper: it is closed, and unless keep is
-// set, dropped where the table above says so.
+// leaveUpper ends a mount's use of its upper: it is closed, and dropped unless
+// keep is set.
 func (e *engine) leaveUpper(rec *record, d *upperdir.Dir, keep bool) {
 	defer e.freeUpper(d.Path())
 	defer d.Close()
 	if keep || rec.Upper == "" {
 		return
 	}
-	if !rec.Tmp {
-		empty, err := d.Empty()
-		if err != nil {
-			e.problem("upper %s: %v", rec.Upper, err)
-		}
-		if err != nil || !empty {
-			return
-		}
-	}
 	if err := e.dropUpper(rec.Upper); err != nil {
 		e.problem("upper %s is not dropped: %v", rec.Upper, err)
 	}
+}
+
+// worthKeeping reports whether the upper of a mount that has ended is to stay,
+// by the table above. Without a chain it is dropped only if it is empty.
+func (e *engine) worthKeeping(rec *record, d *upperdir.Dir, chain *layerdb.Chain) bool {
+	if rec.Upper == "" || rec.Tmp {
+		return rec.Upper == ""
+	}
+	changed, err := holdsChanges(context.WithoutCancel(e.ctx), d, chain)
+	if err != nil {
+		e.problem("upper %s: %v", rec.Upper, err)
+	}
+	return changed
+}
+
+// holdsChanges reports whether an upper changes anything of the chain that it
+// was made on; with another one, or nil, whether there is anything in it. It
+// does where that cannot be told.
+func holdsChanges(ctx context.Context, d *upperdir.Dir, chain *layerdb.Chain) (bool, error) {
+	if chain == nil || chain.ID() != d.Info().ChainID {
+		empty, err := d.Empty()
+		return !empty || err != nil, err
+	}
+	low := lower.New(chain.Image(), dataOf(chain), 0, lower.Root)
+	same, err := d.Unchanged(ctx, &low)
+	return !same || err != nil, err
 }
 
 // dropUpper removes an upper of the store and ends what it retains.

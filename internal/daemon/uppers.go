@@ -142,7 +142,7 @@ func (e *engine) ConvertUpper(ctx context.Context, name string, req engineapi.Co
 }
 
 // sweepUppers drops what a daemon that died has left half made, half removed
-// or empty, and makes sure that what stays retains its layers.
+// or unchanged, and makes sure that what stays retains its layers.
 //
 // Preconditions: mounts have been restored, and no request is served yet.
 func (e *engine) sweepUppers(ctx context.Context) {
@@ -182,13 +182,19 @@ func (e *engine) sweepUpper(ctx context.Context, name string) error {
 		return err
 	}
 	defer d.Close()
-	switch empty, err := d.Empty(); {
-	case err != nil:
-		return err
-	case empty:
-		return e.dropUpper(name)
+	layers := d.Info().Layers
+	chain, err := e.layers.Chain(ctx, layers)
+	if err != nil {
+		chain = nil // layers are missing, which who mounts it is told
 	}
-	return e.layers.Retain(upperOwner+name, d.Info().Layers)
+	changed, err := holdsChanges(ctx, d, chain)
+	if chain != nil {
+		chain.Release()
+	}
+	if changed {
+		return errors.Join(err, e.layers.Retain(upperOwner+name, layers))
+	}
+	return e.dropUpper(name)
 }
 
 // unborn reports whether the upper at a path was not yet made when its maker
