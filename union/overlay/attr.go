@@ -56,7 +56,11 @@ func (u *Union) attr(n *node, out *fuse.Attr) error {
 		return nil
 	}
 	var st unix.Stat_t
-	if err := u.statLocked(n, &st); err != nil {
+	stat := u.statLocked
+	if !n.full.Load() && n.isRegular() {
+		stat = u.statCopied
+	}
+	if err := stat(n, &st); err != nil {
 		return err
 	}
 	*out = fuse.Attr{
@@ -171,11 +175,9 @@ func (u *Union) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 			if in.Valid&times == 0 {
 				return nil
 			}
-			return u.change("utimens", func() error {
-				return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd), []unix.Timespec{
-					timeOf(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
-					timeOf(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
-				}, 0)
+			return u.retime(n, fd, [2]unix.Timespec{
+				timeOf(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
+				timeOf(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
 			})
 		})
 		if err != nil {

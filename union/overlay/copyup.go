@@ -134,7 +134,7 @@ func (u *Union) copyUpToLocked(nid erofs.NID, a *erofs.Attr, places []link) (*no
 		u.discard(tmp, dir)
 		return nil, err
 	}
-	n := &node{id: u.low.Node(nid), gen: 1, ino: ino, mode: a.Mode & unix.S_IFMT, orphan: -1}
+	n := &node{id: u.low.Node(nid), gen: 1, ino: ino, mode: a.Mode & unix.S_IFMT, orphan: -1, early: true}
 	n.inexact.Store(true)
 	n.unsynced.Store(true)
 	n.setLower(nid, a)

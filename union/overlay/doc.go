@@ -33,6 +33,6 @@
 //
 // Locks. Union.mu guards names and nodes, exclusively for whoever changes them
 // or loads a directory. It is not held while file data is read, written, or
-// copied. file.change is taken before it; dirfds.mu, openFiles.mu and fills.mu
-// are leaves.
+// copied. file.change is taken before it, fills.mu behind it; dirfds.mu and
+// openFiles.mu are leaves.
 package overlay

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/imgfs/imgfs/internal/erofs"
@@ -31,6 +32,7 @@ const (
 type fills struct {
 	mu     sync.Mutex
 	byNode map[uint64]*filling
+	works  sync.WaitGroup
 }
 
 type filling struct {
@@ -38,7 +40,10 @@ type filling struct {
 	err    error // once done is closed
 	cancel context.CancelFunc
 
-	waiters int // under fills.mu; with the last the work ends
+	// Under fills.mu:
+	waiters int   // with the last the work ends
+	copying bool  // so that the file's times are not those on disk
+	times   times // while copying: those that it has, and is to keep
 }
 
 // caller is who waits for a request.
@@ -76,7 +81,7 @@ func (u *Union) fill(c caller, n *node) fuse.Status { return u.fillUpTo(c, n, wh
 // the rest nothing is copied.
 func (u *Union) fillUpTo(c caller, n *node, limit int64) fuse.Status {
 	for !n.full.Load() {
-		x := u.fills.join(n.id, func(ctx context.Context) error { return u.copyData(ctx, n, limit) })
+		x := u.fills.join(n.id, func(ctx context.Context, x *filling) error { return u.copyData(ctx, x, n, limit) })
 		s := u.await(c, x)
 		u.fills.leave(x)
 		if s != fuse.OK {
@@ -110,7 +115,7 @@ func (u *Union) await(c caller, x *filling) fuse.Status {
 var errAbandoned = errors.New("copy-up abandoned")
 
 // join waits for, or starts, the work for an inode.
-func (s *fills) join(id uint64, work func(context.Context) error) *filling {
+func (s *fills) join(id uint64, work func(context.Context, *filling) error) *filling {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if x := s.byNode[id]; x != nil {
@@ -123,8 +128,8 @@ func (s *fills) join(id uint64, work func(context.Context) error) *filling {
 		s.byNode = map[uint64]*filling{}
 	}
 	s.byNode[id] = x
-	go func() {
-		err := work(ctx)
+	s.works.Go(func() {
+		err := work(ctx, x)
 		if err != nil && ctx.Err() != nil {
 			err = errAbandoned
 		}
@@ -134,7 +139,7 @@ func (s *fills) join(id uint64, work func(context.Context) error) *filling {
 		x.err = err
 		close(x.done)
 		cancel()
-	}()
+	})
 	return x
 }
 
@@ -167,7 +172,7 @@ func (u *Union) filled(c caller, id uint64) (*node, fuse.Status) {
 // copyData copies a metacopy's data and removes the mark, in an order that
 // leaves a metacopy or a whole file wherever it is cut off. Of a failure
 // nothing is left.
-func (u *Union) copyData(ctx context.Context, n *node, limit int64) (err error) {
+func (u *Union) copyData(ctx context.Context, x *filling, n *node, limit int64) (err error) {
 	if n.full.Load() {
 		return nil
 	}
@@ -177,7 +182,7 @@ func (u *Union) copyData(ctx context.Context, n *node, limit int64) (err error) 
 	}
 	defer u.files.unpin(f)
 	var st unix.Stat_t
-	if err := unix.Fstat(f.fd, &st); err != nil {
+	if err := u.beginCopy(x, f.fd, &st); err != nil {
 		return err
 	}
 	u.o.Step("fill")
@@ -186,16 +191,16 @@ func (u *Union) copyData(ctx context.Context, n *node, limit int64) (err error) 
 		if err = u.copyLower(ctx, n.lower, 0, f.fd, 0, size, u.o.Volatile); err == nil && !u.o.Volatile {
 			err = unix.Fdatasync(f.fd)
 		}
-		if err == nil && size == st.Size {
-			// To copy is not to change.
-			err = u.setTimes(f.fd, times{st.Atim, st.Mtim})
-		}
 		if err != nil {
 			unix.Ftruncate(f.fd, 0)
 			unix.Ftruncate(f.fd, st.Size)
-			u.setTimes(f.fd, times{st.Atim, st.Mtim})
-			return err
 		}
+	}
+	if e := u.endCopy(x, f.fd); err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
 	}
 	if size < st.Size {
 		u.o.Step("fill: truncate")
@@ -208,6 +213,62 @@ func (u *Union) copyData(ctx context.Context, n *node, limit int64) (err error) 
 		return err
 	}
 	n.full.Store(true)
+	return nil
+}
+
+// To copy is not to change: from beginCopy to endCopy the file has, for all who
+// ask, the times from before, or those that it was given since (retime).
+
+func (u *Union) beginCopy(x *filling, fd int, st *unix.Stat_t) error {
+	u.fills.mu.Lock()
+	defer u.fills.mu.Unlock()
+	err := unix.Fstat(fd, st)
+	x.times, x.copying = times{st.Atim, st.Mtim}, err == nil
+	return err
+}
+
+func (u *Union) endCopy(x *filling, fd int) error {
+	u.fills.mu.Lock()
+	defer u.fills.mu.Unlock()
+	x.copying = false
+	return u.setTimes(fd, x.times)
+}
+
+// retime is utimensat(2) of a node, open as fd.
+func (u *Union) retime(n *node, fd int, t times) error {
+	if n.full.Load() {
+		return u.setTimes(fd, t)
+	}
+	u.fills.mu.Lock()
+	defer u.fills.mu.Unlock()
+	x := u.fills.byNode[n.id]
+	if x == nil || !x.copying {
+		return u.setTimes(fd, t)
+	}
+	for i := range t {
+		switch t[i].Nsec {
+		case unix.UTIME_OMIT:
+			t[i] = x.times[i]
+		case unix.UTIME_NOW:
+			t[i] = unix.NsecToTimespec(time.Now().UnixNano())
+		}
+	}
+	x.times = t
+	return u.setTimes(fd, t)
+}
+
+// statCopied is statLocked of a node whose data may be being copied.
+//
+// Preconditions: mu is held, at least for reading; n is not bare.
+func (u *Union) statCopied(n *node, st *unix.Stat_t) error {
+	u.fills.mu.Lock()
+	defer u.fills.mu.Unlock()
+	if err := u.statLocked(n, st); err != nil {
+		return err
+	}
+	if x := u.fills.byNode[n.id]; x != nil && x.copying {
+		st.Atim, st.Mtim = x.times[0], x.times[1]
+	}
 	return nil
 }
 

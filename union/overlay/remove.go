@@ -99,7 +99,7 @@ func (u *Union) hideLocked(dir uint64, name string, nid erofs.NID, a *erofs.Attr
 //
 // Preconditions: mu is held exclusively.
 func (u *Union) bareLocked(nid erofs.NID, a *erofs.Attr) {
-	n := &node{id: u.low.Node(nid), gen: 1, mode: a.Mode & unix.S_IFMT, lower: nid, orphan: -1, bare: true}
+	n := &node{id: u.low.Node(nid), gen: 1, mode: a.Mode & unix.S_IFMT, lower: nid, orphan: -1, early: true, bare: true}
 	n.inexact.Store(true)
 	if n.isDir() {
 		n.dir, n.lower = newDirectory(), 0
@@ -107,13 +107,17 @@ func (u *Union) bareLocked(nid erofs.NID, a *erofs.Attr) {
 	u.nodes[n.id] = n
 }
 
-// holdLocked opens an inode that is about to lose its last known name, if the
+// holdLocked opens an inode that is about to lose its last known name, as the
 // kernel still refers to it: -1 if there is no need.
 //
 // Preconditions: mu is held exclusively.
 func (u *Union) holdLocked(n *node, dirfd int, name string) (int, error) {
-	if len(n.links) > 0 || !n.isReferred() {
+	if len(n.links) > 0 {
 		return -1, nil
+	}
+	if !n.isReferred() {
+		// It must be, by whoever removes it: a late FORGET, see node.early.
+		n.inexact.Store(true)
 	}
 	return openPath(dirfd, name, 0)
 }

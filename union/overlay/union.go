@@ -75,6 +75,9 @@ type node struct {
 	// had others before, until all are forgotten: it is inexact.
 	lookups atomic.Int64
 	inexact atomic.Bool
+	// early: it was pure lower before. A FORGET about references of that time
+	// may come late, so that nobody knows when the kernel has none.
+	early bool
 	// unsynced: it got a name since its directory was last synced.
 	unsynced atomic.Bool
 
@@ -169,16 +172,32 @@ func swap(v, other uint32) uint32 {
 func (u *Union) Forget(id, n uint64) {
 	u.mu.RLock()
 	x := u.nodes[id]
-	over := x != nil && x.forget(int64(n))
+	over := x != nil && (x.forget(int64(n)) || x.isUnseen())
 	u.mu.RUnlock()
 	if over {
 		u.mu.Lock()
-		if u.nodes[id] == x && !x.isReferred() {
+		switch {
+		case u.nodes[id] != x:
+		case !x.isReferred():
 			u.dropLocked(x)
 			u.unloadLocked(x)
+		case x.isUnseen():
+			u.dirs.drop(x)
+			unix.Close(x.orphan)
+			x.orphan, x.bare = -1, true
 		}
 		u.mu.Unlock()
 	}
+}
+
+// isUnseen reports whether n is a removed directory that the kernel may well
+// have had no references to when it was copied up, for the sake of a hard link
+// in it: then no FORGET will ever be of more than were counted. It is as if it
+// had been removed from the lower.
+//
+// Preconditions: mu is held, at least for reading.
+func (n *node) isUnseen() bool {
+	return n.early && n.orphan >= 0 && n.isDir() && n.lookups.Load() == 0
 }
 
 // forget reports whether the kernel has no reference left. More than were
@@ -229,7 +248,7 @@ func (u *Union) unloadLocked(n *node) {
 		if c == nil {
 			continue
 		}
-		if c.isReferred() || c.dir != nil || c.parent != n || len(c.links) > 0 || u.files.busy(c.id) {
+		if c.isReferred() || c.early || c.dir != nil || c.parent != n || len(c.links) > 0 || u.files.busy(c.id) {
 			return
 		}
 	}
@@ -258,6 +277,7 @@ func (u *Union) OnUnmount() { u.once.Do(func() { close(u.gone) }) }
 //
 // Preconditions: its server is done.
 func (u *Union) Close() {
+	u.fills.works.Wait() // nobody waits for them any more, so they end
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.files.close()
