@@ -64,7 +64,8 @@ Examples:
 				Name: "inspect", ArgsUsage: "NAME [NAME...]",
 				Usage: "show everything known about uppers",
 				Description: `
-Prints a JSON array, or each upper through a template.
+Prints a JSON array, or each upper through a template. Each is checked: what
+is damaged stands in .Problems, with .Path and .What; the rest can be read.
 
 Examples:
   imgfs upper inspect ubuntu-3fa91c
@@ -204,6 +205,9 @@ func inspectUppers(c *cli.Context) error {
 		if err := report(c, err); err != nil {
 			first = firstOf(first, err)
 			continue
+		}
+		if u.Problems, err = client.CheckUpper(c.Context, name); err != nil && u.Problem == "" {
+			u.Problem = "not checked: " + err.Error()
 		}
 		list = append(list, u)
 	}

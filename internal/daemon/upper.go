@@ -152,7 +152,7 @@ func adviseUpper(err error, name, at string) error {
 	case errors.Is(err, upperdir.ErrDamaged):
 		hint := "what can be read of it is below " + at + "/diff"
 		if name != "" {
-			hint += "; imgfs upper rm " + name + " drops it"
+			hint += "; imgfs upper inspect " + name + " says what is damaged, imgfs upper rm " + name + " drops it"
 		}
 		return &fault.Error{Kind: fault.Integrity, Hint: hint, Err: err}
 	case fault.HintOf(err) != "":

@@ -86,6 +86,27 @@ func (e *engine) Upper(ctx context.Context, name string) (engineapi.Upper, error
 	return u, nil
 }
 
+// CheckUpper implements engineapi.Uppers.
+func (e *engine) CheckUpper(ctx context.Context, name string) ([]engineapi.UpperProblem, error) {
+	s, err := e.source(ctx, engineapi.Source{Upper: name})
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	found, err := s.upper.Check(ctx, s.low)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err != nil { // it could not look any further
+		found = append(found, upperdir.Problem{Path: "/", What: err.Error()})
+	}
+	list := []engineapi.UpperProblem{}
+	for _, p := range found[:min(len(found), maxProblems)] {
+		list = append(list, engineapi.UpperProblem{Path: p.Path, What: p.What})
+	}
+	return list, nil
+}
+
 // RemoveUpper implements engineapi.Uppers.
 func (e *engine) RemoveUpper(ctx context.Context, name string) error {
 	if err := checkUpperName(name); err != nil {

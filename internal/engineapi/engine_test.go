@@ -72,6 +72,10 @@ func (e *engine) Upper(_ context.Context, name string) (Upper, error) {
 	return Upper{Name: name}, nil
 }
 
+func (e *engine) CheckUpper(_ context.Context, name string) ([]UpperProblem, error) {
+	return []UpperProblem{{Path: "/" + name, What: "damaged"}}, e.err
+}
+
 func (e *engine) Changes(_ context.Context, src Source, than string) ([]Change, error) {
 	if e.err != nil {
 		return nil, e.err

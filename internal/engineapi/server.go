@@ -53,6 +53,9 @@ type Uppers interface {
 	Uppers(ctx context.Context) ([]Upper, error)
 	// Upper returns one.
 	Upper(ctx context.Context, name string) (Upper, error)
+	// CheckUpper looks for damage in one, in use or not. What it does not list
+	// can be read.
+	CheckUpper(ctx context.Context, name string) ([]UpperProblem, error)
 	// RemoveUpper removes one that is not in use, with all its changes.
 	RemoveUpper(ctx context.Context, name string) error
 	// ConvertUpper rewrites one that is not in use for kernel overlayfs.
@@ -100,6 +103,7 @@ const (
 //	GET    /imgfs/v1/mounts         POST /imgfs/v1/mounts (upgrade)
 //	POST   /imgfs/v1/mounts/{id}/wait
 //	GET    /imgfs/v1/uppers         GET, DELETE /imgfs/v1/uppers/{name}
+//	GET    /imgfs/v1/uppers/{name}/check
 //	POST   /imgfs/v1/uppers/{name}/convert
 //	GET    /imgfs/v1/changes        GET /imgfs/v1/export
 //	POST   /imgfs/v1/commit

@@ -20,6 +20,12 @@ func (s *server) upper(w http.ResponseWriter, r *http.Request, rest string) erro
 			return err
 		}
 		return reply(w, u)
+	case "GET check":
+		list, err := s.engine.CheckUpper(r.Context(), name)
+		if err != nil {
+			return err
+		}
+		return reply(w, list)
 	case "DELETE ":
 		if err := s.engine.RemoveUpper(r.Context(), name); err != nil {
 			return err
@@ -49,6 +55,12 @@ func (c *Client) Uppers(ctx context.Context) ([]Upper, error) {
 func (c *Client) Upper(ctx context.Context, name string) (Upper, error) {
 	var u Upper
 	return u, c.get(ctx, "/imgfs/v1/uppers/"+name, nil, &u)
+}
+
+// CheckUpper returns what is damaged in an upper.
+func (c *Client) CheckUpper(ctx context.Context, name string) ([]UpperProblem, error) {
+	var list []UpperProblem
+	return list, c.get(ctx, "/imgfs/v1/uppers/"+name+"/check", nil, &list)
 }
 
 // RemoveUpper removes an upper with all its changes.

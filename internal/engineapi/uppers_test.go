@@ -22,6 +22,9 @@ func TestUppers(t *testing.T) {
 	if u, err := c.Upper(ctx, "ubuntu-1"); err != nil || u.Name != "ubuntu-1" {
 		t.Errorf("one: %+v %v", u, err)
 	}
+	if list, err := c.CheckUpper(ctx, "ubuntu-1"); err != nil || len(list) != 1 || list[0] != (UpperProblem{"/ubuntu-1", "damaged"}) {
+		t.Errorf("check: %v %v", list, err)
+	}
 	for _, name := range []string{"other", "../../etc", "a/b"} {
 		if _, err := c.Upper(ctx, name); fault.KindOf(err) != fault.NotFound {
 			t.Errorf("%s: %v", name, err)

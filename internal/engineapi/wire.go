@@ -183,6 +183,15 @@ type Upper struct {
 	Target   string      `json:"target,omitempty"`   // where that is
 	Tmp      bool        `json:"tmp,omitempty"`      // goes with its mount
 	Problem  string      `json:"problem,omitempty"`  // why nothing is known of it
+
+	Problems []UpperProblem `json:"problems,omitempty"` // what CheckUpper found
+}
+
+// UpperProblem is an element of the reply of GET /imgfs/v1/uppers/{name}/check:
+// something that breaks an upper's format.
+type UpperProblem struct {
+	Path string `json:"path"` // in the tree: "/a/b"
+	What string `json:"what"`
 }
 
 // ConvertRequest is the body of POST /imgfs/v1/uppers/{name}/convert.

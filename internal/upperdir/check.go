@@ -3,6 +3,7 @@ package upperdir
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -123,12 +124,12 @@ func (d *Dir) hardForKernel() []hardAttribute {
 
 // Problem is something wrong with an upper.
 type Problem struct {
-	Path string `json:"path"` // "/a/b"
-	What string `json:"what"`
+	Path string // "/a/b"
+	What string
 }
 
-// Check looks for what breaks the format, on low if that is not nil. What it
-// does not list can be read.
+// Check looks for what breaks the format, on low if that is not nil, and returns
+// it in the order of paths. What it does not list can be read.
 func (d *Dir) Check(ctx context.Context, low *lower.Tree) ([]Problem, error) {
 	var list []Problem
 	note := func(path string, err error) { list = append(list, Problem{"/" + path, err.Error()}) }
@@ -164,6 +165,7 @@ func (d *Dir) Check(ctx context.Context, low *lower.Tree) ([]Problem, error) {
 		}
 		return nil
 	})
+	slices.SortStableFunc(list, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
 	if err != nil {
 		return list, fmt.Errorf("upper %s: %w", d.name(), err)
 	}
