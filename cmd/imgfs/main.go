@@ -36,6 +36,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/sandbox"
 )
 
 func main() {
@@ -58,7 +59,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	parsed, err := permute(app, args)
 	if err != nil {
-		return fail(ctx, stderr, err)
+		code := fail(ctx, stderr, err)
+		if runsProgram(parsed.path) {
+			code = sandbox.CodeFailed // the others are the program's
+		}
+		return code
 	}
 	if parsed.help {
 		if err := printHelp(stdout, app, parsed.path); err != nil {
@@ -122,5 +127,5 @@ func argsBetween(c *cli.Context, low, high int) error {
 	if n < low {
 		text = "missing argument"
 	}
-	return fault.WithHint(fault.New(fault.Invalid, "%s", text), "usage: imgfs %s %s", c.Command.FullName(), c.Command.ArgsUsage)
+	return fault.WithHint(fault.New(fault.Invalid, "%s", text), "usage: %s %s", c.Command.HelpName, c.Command.ArgsUsage)
 }

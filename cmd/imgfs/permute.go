@@ -31,7 +31,8 @@ type level struct {
 // permute parses args, the command line without the program's name, by the
 // declarations in app. Flags may stand anywhere up to "--", or up to the command
 // line of another program; a command's flag hides a global one of the same name. Short flags may be joined (-aq), and
-// the last may carry its value (-fdangling=true).
+// the last may carry its value (-fdangling=true). With an error, the path is
+// that of the commands before it.
 func permute(app *cli.App, args []string) (parsed, error) {
 	p := &permuter{levels: []*level{{flags: app.Flags}}, commands: app.Commands}
 	if len(args) > 0 && args[0] == "help" {
@@ -57,7 +58,7 @@ func permute(app *cli.App, args []string) (parsed, error) {
 			err = p.word(tok)
 		}
 		if err != nil {
-			return parsed{}, err
+			return parsed{path: p.path}, err
 		}
 	}
 	out := parsed{path: p.path, help: p.help}
@@ -108,7 +109,13 @@ func (p *permuter) word(tok string) error {
 
 // theirs reports whether what follows is the command line of another program.
 func (p *permuter) theirs() bool {
-	return len(p.positional) > 0 && len(p.path) > 0 && strings.HasSuffix(p.path[len(p.path)-1].ArgsUsage, commandArgs)
+	return len(p.positional) > 0 && runsProgram(p.path)
+}
+
+// runsProgram reports whether the command named by path runs another program,
+// and so ends with its exit code.
+func runsProgram(path []*cli.Command) bool {
+	return len(path) > 0 && strings.HasSuffix(path[len(path)-1].ArgsUsage, commandArgs)
 }
 
 // long takes --name, --name=value or --name value.
