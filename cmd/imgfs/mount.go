@@ -146,7 +146,7 @@ func mountImage(c *cli.Context) error {
 		return err
 	}
 	if req.Target, err = fs.CheckTarget(c.Args().Get(c.NArg()-1), c.Bool("nonempty")); err != nil {
-		return err
+		return swapped(c.Args().Slice(), err)
 	}
 	undo, err := makeUpperDir(c.String("upper-dir"), &req)
 	if err != nil {
@@ -157,6 +157,18 @@ func mountImage(c *cli.Context) error {
 		return err
 	}
 	return nil
+}
+
+// swapped gives err, that there is no directory to mount on, the hint that helps
+// where image and directory have changed places.
+func swapped(args []string, err error) error {
+	if len(args) != 2 || fault.KindOf(err) != fault.NotFound {
+		return err
+	}
+	if st, e := os.Stat(args[0]); e != nil || !st.IsDir() {
+		return err
+	}
+	return fault.WithHint(err, "the image comes first: imgfs mount %s %s", fault.Word(args[1]), fault.Word(args[0]))
 }
 
 // serveMount has the store's daemon serve req, or with --foreground this
@@ -173,7 +185,10 @@ func serveMount(c *cli.Context, req engineapi.MountRequest, show display) error 
 		return err
 	}
 	_, err = mount(c.Context, client, req, show)
-	return err
+	if err != nil {
+		return anUpper(c, client, req.Image, err)
+	}
+	return nil
 }
 
 // setCaller says from where req comes.

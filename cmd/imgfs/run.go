@@ -157,7 +157,7 @@ func runIn(c *cli.Context, confined bool) (int, error) {
 	m, err := mountInside(c.Context, client, box, req, show)
 	if err != nil {
 		undo()
-		return failed, errors.Join(err, box.Close())
+		return failed, errors.Join(anUpper(c, client, req.Image, err), box.Close())
 	}
 	code, err := runConfigured(c, confined, client, box, m)
 	err = errors.Join(err, box.Close())

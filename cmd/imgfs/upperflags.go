@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -87,6 +88,19 @@ func makeUpperDir(dir string, req *engineapi.MountRequest) (undo func(), err err
 	}
 	req.UpperAt = fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 	return undo, nil
+}
+
+// anUpper gives err, that there is no such image, the hint that helps where
+// image is the name of an upper.
+func anUpper(c *cli.Context, client *engineapi.Client, image string, err error) error {
+	if strings.ContainsAny(image, "/:@") || image == "" {
+		return err
+	}
+	up, e := client.Upper(c.Context, image)
+	if e != nil {
+		return err
+	}
+	return fault.WithHint(err, "%s is an upper: imgfs %s --upper %s %s", image, c.Command.Name, image, fault.Word(up.Image))
 }
 
 // tellKept says that the changes to a mount were kept, and what can be done
