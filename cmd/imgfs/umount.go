@@ -179,7 +179,11 @@ func unmountRecorded(c *cli.Context, client *engineapi.Client, m engineapi.Mount
 	case errors.Is(err, engineapi.ErrNoDaemon):
 		return nil // killed meanwhile; the next one finds the mount gone
 	case errors.Is(err, context.DeadlineExceeded):
-		fmt.Fprintf(c.App.ErrWriter, "warning: %s is unmounted here, but goes on in another mount namespace\n", oneLine(m.Target))
+		kept := ""
+		if m.Upper != "" && !m.Tmp {
+			kept = "; changes, if any, are kept as " + m.Upper
+		}
+		fmt.Fprintf(c.App.ErrWriter, "warning: %s is unmounted here, but goes on in another mount namespace, such as an imgfs chroot has%s\n", oneLine(m.Target), kept)
 		return nil
 	}
 	if err == nil && m.Upper != "" && !c.Bool("quiet") {
