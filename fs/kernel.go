@@ -200,8 +200,7 @@ func (s *Server) ioctl(request uintptr, arg unsafe.Pointer) (uintptr, error) {
 // negative, its pages from off on: length bytes, or all with length 0. Those
 // that it has not written back it writes first, by WRITEs that this waits for,
 // and those that a READ or WRITE in progress is about it waits for: where
-// there may be any, only a request that handed over may ask for it, and never
-// one of these two. It is an error if the kernel knows no such inode.
+// there may be any, only LSEEK may ask for it, which always hands over. It is an error if the kernel knows no such inode.
 func (s *Server) Invalidate(node uint64, off, length int64) error {
 	const notifyInvalInode = 2
 	var b [outHeaderSize + 24]byte // fuse_out_header, fuse_notify_inval_inode_out

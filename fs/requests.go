@@ -63,6 +63,10 @@ func (s *Server) waits(op uint32, in []byte) bool {
 	return false
 }
 
+// asksKernel tells whether a request may have the kernel write back what it
+// keeps (Invalidate), by WRITEs that the reader has to read.
+func (s *Server) asksKernel(op uint32) bool { return s.writable && op == opLseek }
+
 // incomplete tells whether a change of a file's data may have to copy it first.
 func (s *Server) incomplete(in []byte) bool {
 	c, ok := s.rfs.(Completer)

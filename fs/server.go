@@ -282,8 +282,8 @@ func (s *Server) end(err error) {
 
 // handOver makes another worker the reader, before w does something that may
 // wait; it returns where the request in is from then on. Where there are too
-// many workers already w remains the reader.
-func (s *Server) handOver(w *worker, in []byte) []byte {
+// many workers already w remains the reader, unless it must not.
+func (s *Server) handOver(w *worker, in []byte, must bool) []byte {
 	if w.notFirst {
 		return in
 	}
@@ -300,7 +300,7 @@ func (s *Server) handOver(w *worker, in []byte) []byte {
 	select {
 	case s.baton <- next:
 	default:
-		if s.running.Add(1) > maxWorkers {
+		if s.running.Add(1) > maxWorkers && !must {
 			s.running.Add(-1)
 			if keep {
 				s.large.Add(-1)
@@ -366,7 +366,7 @@ func (s *Server) handle(w *worker, in []byte) {
 		}
 	}
 	if s.waits(op, in) {
-		in = s.handOver(w, in)
+		in = s.handOver(w, in, s.asksKernel(op))
 	}
 	w.inv[0], w.outv[0] = in, out
 	start := time.Now()

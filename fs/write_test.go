@@ -500,6 +500,9 @@ func TestWaits(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
+	if !s.asksKernel(opLseek) || s.asksKernel(opWrite) {
+		t.Error("another request than LSEEK may ask the kernel")
+	}
 	in := request(1, 0, 20)
 	s.took(opMkdir, 5*time.Millisecond)
 	if !s.waits(opMkdir, in) || s.waits(opRmdir, in) {
