@@ -159,25 +159,57 @@ func (u *Union) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) f
 	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
 		return fuse.EINVAL
 	}
-	if u.writeback() {
-		// What was written since may still be with the kernel, and would be
-		// taken for a hole.
-		u.invalidate(in.NodeId, int64(in.Offset), 0)
+	// What was written may still be with the kernel, in its cache or in a
+	// mapping, and would be taken for a hole.
+	flushed := u.writeback()
+	if flushed {
+		u.flush(in.NodeId, in.Offset)
 	}
-	n := u.get(in.NodeId)
-	if nid, ok := u.lowerFile(in.NodeId, n); ok {
-		off, err := u.low.Seek(nid, in.Offset, in.Whence)
-		out.Offset = off
-		return u.status("lseek", err)
+	off, size, err := u.seek(in.NodeId, in.Offset, in.Whence)
+	hole := err == unix.ENXIO && in.Offset < size || err == nil && off != in.Offset
+	if in.Whence == unix.SEEK_HOLE {
+		hole = err == nil && off < size
+	}
+	if hole && !flushed && u.files.mayBeMapped(in.NodeId) {
+		u.flush(in.NodeId, in.Offset)
+		off, _, err = u.seek(in.NodeId, in.Offset, in.Whence)
+	}
+	out.Offset = off
+	return u.status("lseek", err)
+}
+
+// maxFlushes is how many at once wait for the kernel, each with a thread.
+const maxFlushes = 16
+
+// flush has the kernel write what it keeps of a file from off on.
+func (u *Union) flush(id, off uint64) {
+	u.flushes <- struct{}{}
+	defer func() { <-u.flushes }()
+	u.invalidate(id, int64(off), 0)
+}
+
+// seek is lseek(2) of a file as it is here; with it comes the file's size.
+func (u *Union) seek(id, off uint64, whence uint32) (at, size uint64, err error) {
+	n := u.get(id)
+	if nid, ok := u.lowerFile(id, n); ok {
+		var a erofs.Attr
+		if err := u.img.Stat(nid, &a); err != nil {
+			return 0, 0, err
+		}
+		at, err = u.low.Seek(nid, off, whence)
+		return at, a.Size, err
 	}
 	f, err := u.acquire(n, false)
 	if err != nil {
-		return u.status("lseek", err)
+		return 0, 0, err
 	}
 	defer u.files.unpin(f)
-	off, err := unix.Seek(f.fd, int64(in.Offset), int(in.Whence))
-	out.Offset = uint64(off)
-	return u.status("lseek", err)
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
+		return 0, 0, err
+	}
+	got, err := unix.Seek(f.fd, int64(off), int(whence))
+	return uint64(max(got, 0)), uint64(st.Size), err
 }
 
 // Fallocate does what the upper's file system can.

@@ -13,7 +13,9 @@ type dataHalf struct {
 	kernel kernel // nil until Attach
 	files  openFiles
 	fills  fills
-	blind  struct{ lower, upper atomic.Bool } // where the file system cannot tell whether a read would wait
+	// flushes has a token for each flush in progress.
+	flushes chan struct{}
+	blind   struct{ lower, upper atomic.Bool } // where the file system cannot tell whether a read would wait
 }
 
 // maxOpen is how many descriptors of regular files are kept for the next use.

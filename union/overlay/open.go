@@ -294,5 +294,17 @@ func (u *Union) unseen(id uint64, mode uint32) bool {
 	return f != nil && f.mode == passthrough && (f.mapped > 0 || killable(mode))
 }
 
+// mayBeMapped reports whether the pages of an inode that the kernel caches may
+// have been written to by a mapping. Without handles nobody says.
+func (t *openFiles) mayBeMapped(id uint64) bool {
+	if t.policy.Load() == noHandles {
+		return true
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := t.byNode[id]
+	return f != nil && f.mode == cached && f.mapped > 0
+}
+
 // Flush is nothing to be asked for at each close(2).
 func (u *Union) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }

@@ -124,6 +124,7 @@ func New(low *lower.Tree, up *upperdir.Dir, o Options) (*Union, error) {
 		gen:           uint64(time.Now().UnixNano()),
 		gone:          make(chan struct{}),
 	}
+	u.flushes = make(chan struct{}, maxFlushes)
 	u.dirs.init(up.Root())
 	u.root = &node{id: lower.Root, gen: 1, mode: unix.S_IFDIR, lower: u.img.Root(), orphan: -1}
 	u.nodes[lower.Root] = u.root
