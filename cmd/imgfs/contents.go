@@ -45,7 +45,8 @@ func sourceArg(ctx context.Context, client *engineapi.Client, arg string) (engin
 			return engineapi.Source{}, err
 		}
 	}
-	return engineapi.Source{Image: arg}, nil
+	image, err := absoluteSource(arg)
+	return engineapi.Source{Image: image}, err
 }
 
 // flush has the kernel hand over what was written through a live mount of the

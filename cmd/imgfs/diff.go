@@ -44,12 +44,15 @@ func diff(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	s, than := engineapi.Source{Image: c.Args().Get(1)}, c.Args().First()
+	var s engineapi.Source
+	var than string
 	if c.NArg() == 1 {
-		than = ""
-		if s, err = sourceArg(c.Context, client, c.Args().First()); err != nil {
-			return err
-		}
+		s, err = sourceArg(c.Context, client, c.Args().First())
+	} else if than, err = absoluteSource(c.Args().First()); err == nil {
+		s.Image, err = absoluteSource(c.Args().Get(1))
+	}
+	if err != nil {
+		return err
 	}
 	list, err := client.Changes(c.Context, s, than)
 	if err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
+	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/lower"
@@ -130,6 +132,9 @@ func (e *engine) sourceUpper(ctx context.Context, s *source, at string, req engi
 
 // sourceImage takes a stored image.
 func (e *engine) sourceImage(s *source, name string) error {
+	if ref, err := fetch.ParseReference(name); err == nil && ref.Local() {
+		return e.sourceFiles(s, name)
+	}
 	img, ref, err := e.lookup(name)
 	if err != nil {
 		return fault.WithHint(err, "see imgfs images, imgfs upper ls and imgfs mounts")
@@ -137,6 +142,36 @@ func (e *engine) sourceImage(s *source, name string) error {
 	s.image = image{id: img.ID, name: img.ID.Short(), layers: img.DiffIDs()}
 	if n := ref.String(); n != "" {
 		s.image.name = ref.Familiar()
+	}
+	return nil
+}
+
+// sourceFiles takes the image that was read from files, of which the store
+// keeps no name. The last mount or upper that was made of it has its ID.
+func (e *engine) sourceFiles(s *source, name string) error {
+	var last time.Time
+	take := func(created time.Time, img image) {
+		if img.name == name && !created.Before(last) {
+			last, s.image = created, img
+		}
+	}
+	names, err := e.upperNames()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if info, err := upperdir.Load(e.paths.Upper(n)); err == nil {
+			take(info.Created, upperOf(&info))
+		}
+	}
+	e.mu.Lock()
+	for _, m := range e.mounts {
+		take(m.rec.Created, image{id: m.rec.ImageID, name: m.rec.Image, layers: m.rec.Layers})
+	}
+	e.mu.Unlock()
+	if s.image.id == "" {
+		return fault.WithHint(fault.New(fault.NotFound, "No such image: %s", name),
+			"the store keeps no names of images in files: give its ID, from imgfs images")
 	}
 	return nil
 }
