@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/internal/daemon"
 	"github.com/imgfs/imgfs/internal/engineapi"
@@ -37,6 +39,10 @@ func checkDriver(driver string) error {
 	}
 	if _, err := os.Stat("/dev/fuse"); errors.Is(err, os.ErrNotExist) {
 		return fault.WithHint(fault.New(fault.Unavailable, "/dev/fuse: no such device"), "modprobe fuse; in a container: --device /dev/fuse")
+	}
+	// fusermount3 opens it as who calls it.
+	if err := unix.Access("/dev/fuse", unix.R_OK|unix.W_OK); errors.Is(err, unix.EACCES) {
+		return fault.WithHint(fault.New(fault.Denied, "/dev/fuse: permission denied"), "as root: chmod 666 /dev/fuse")
 	}
 	return nil
 }
