@@ -54,7 +54,9 @@ func (s *Server) waits(op uint32, in []byte) bool {
 	case opFsync, opFsyncdir, opFallocate, opCopyFileRange, opLseek, opIoctl:
 		return true
 	case opWrite:
-		return len(in) > smallWrite || s.incomplete(in)
+		const flags = 32 // of fuse_write_in
+		sync := len(body) >= flags+4 && native.Uint32(body[flags:])&unix.O_DSYNC != 0
+		return len(in) > smallWrite || sync || s.incomplete(in)
 	case opOpen:
 		return len(body) >= 4 && native.Uint32(body)&unix.O_ACCMODE != unix.O_RDONLY && s.incomplete(in)
 	case opSetattr:

@@ -471,12 +471,15 @@ func TestWaits(t *testing.T) {
 		native.PutUint32(in[inHeaderSize:], first)
 		return in
 	}
+	synced := request(1, 0, 4096)
+	native.PutUint32(synced[inHeaderSize+32:], unix.O_WRONLY|unix.O_SYNC)
 	for _, c := range []struct {
 		name string
 		op   uint32
 		in   []byte
 		want bool
 	}{
+		{"WRITE to be synced", opWrite, synced, true},
 		{"LOOKUP", opLookup, request(2, 0, 20), false},
 		{"GETATTR", opGetattr, request(2, 0, 16), false},
 		{"READ that is not quick", opRead, request(2, 0, 40), true},

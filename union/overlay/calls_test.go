@@ -9,11 +9,21 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/internal/imgtest"
 	"github.com/imgfs/imgfs/internal/lower"
 	"github.com/imgfs/imgfs/internal/upperdir"
 	"github.com/imgfs/imgfs/union/overlay"
 	"golang.org/x/sys/unix"
+)
+
+// What package fs makes use of.
+var (
+	_ fs.Attacher    = (*overlay.Union)(nil)
+	_ fs.Completer   = (*overlay.Union)(nil)
+	_ fs.Failer      = (*overlay.Union)(nil)
+	_ fs.QuickReader = (*overlay.Union)(nil)
+	_ fs.Writer      = (*overlay.Union)(nil)
 )
 
 // called is a union that no kernel asks, but the test, in any order.

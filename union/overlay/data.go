@@ -81,6 +81,17 @@ func (u *Union) QuickRead(id, off uint64, buf []byte) (int, bool) {
 	return got, true
 }
 
+// Complete reports whether a file's data is in the upper, so that to change it
+// needs no copy; false also where that cannot be told at once.
+func (u *Union) Complete(id uint64) bool {
+	if !u.mu.TryRLock() {
+		return false
+	}
+	defer u.mu.RUnlock()
+	n := u.nodes[id]
+	return n != nil && n.full.Load()
+}
+
 // readAll reads until buf is full or the file ends.
 func readAll(fd int, buf []byte, off int64) (done int, err error) {
 	for done < len(buf) {
