@@ -132,6 +132,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"mounted":    cmdMounted,
 	"empty":      cmdEmpty,
 	"tmpfs":      cmdTmpfs,
+	"ramfs":      cmdRamfs,
 	"killdaemon": cmdKillDaemon,
 	"busybox":    cmdBusybox,
 	"nobody":     cmdNobody,
@@ -400,6 +401,14 @@ func cmdTmpfs(ts *testscript.TestScript, _ bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(dir, 0o700))
 	ts.Check(unix.Mount("imgtest", dir, "tmpfs", 0, "size="+args[1]))
+	ts.Defer(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+// ramfs DIR mounts a file system without extended attributes for the script.
+func cmdRamfs(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o700))
+	ts.Check(unix.Mount("imgtest", dir, "ramfs", 0, ""))
 	ts.Defer(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 }
 
