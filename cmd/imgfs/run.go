@@ -70,9 +70,12 @@ func chrootCommand() *cli.Command {
 		Description: sandboxText + `
 Like chroot(8), but with /proc, /dev, /sys, /etc/resolv.conf and /etc/hosts in
 place. Of the image's config only the environment counts: the command, a shell
-where none is given, runs as root in / with all capabilities (without root,
-those of a user namespace). It can do to the host what root can: take imgfs
-run for images that are not trusted.
+where none is given, runs as root in / with all capabilities. It can do to the
+host what root can: take imgfs run for images that are not trusted.
+
+Without root, the capabilities are those of a user namespace. Users other than
+root are there where newuidmap is installed, and own their files in IMAGE; in
+a DIR these are nobody's, or get the host's IDs: take --rw IMAGE instead.
 
 Examples:
   imgfs chroot /mnt/x apt-get install -y git
