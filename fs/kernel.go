@@ -54,8 +54,7 @@ type Kernel = interface {
 }
 
 // Completer is a [Writer] that knows of which files the data is where it is
-// written to: their small WRITEs, their OPENs and changes of size need not wait
-// for a copy.
+// written to: their small WRITEs and their OPENs need not wait for a copy.
 type Completer interface {
 	Complete(node uint64) bool
 }

@@ -60,7 +60,8 @@ func (s *Server) waits(op uint32, in []byte) bool {
 	case opOpen:
 		return len(body) >= 4 && native.Uint32(body)&unix.O_ACCMODE != unix.O_RDONLY && s.incomplete(in)
 	case opSetattr:
-		return len(body) >= 4 && native.Uint32(body)&fattrSize != 0 && s.incomplete(in)
+		// What is cut off may be much, to copy or to free.
+		return len(body) >= 4 && native.Uint32(body)&fattrSize != 0
 	}
 	return false
 }

@@ -138,6 +138,20 @@ func openPath(dirfd int, name string, flags int) (int, error) {
 	}
 }
 
+// freesLong is from how many bytes on it may take long to free a file.
+const freesLong = 16 << 20
+
+// closeLast closes what may be the last descriptor of an unlinked inode, which
+// frees it: of a large file, while others work.
+func closeLast(fd int) {
+	var st unix.Stat_t
+	if unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH) == nil && st.Nlink == 0 && st.Blocks*512 >= freesLong {
+		go unix.Close(fd)
+		return
+	}
+	unix.Close(fd)
+}
+
 // procPath names what fd is open on, be it by O_PATH.
 func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 

@@ -159,7 +159,7 @@ func (t *openFiles) forget(id uint64) {
 	}
 	t.mu.Unlock()
 	if shut >= 0 {
-		unix.Close(shut)
+		closeLast(shut)
 	}
 }
 

@@ -229,7 +229,7 @@ func (u *Union) dropLocked(n *node) {
 		delete(u.others, n.ino)
 	}
 	if n.orphan >= 0 {
-		unix.Close(n.orphan)
+		closeLast(n.orphan)
 		n.orphan = -1
 	}
 	u.dirs.drop(n)
