@@ -2,6 +2,7 @@ package upperdir
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -196,10 +197,8 @@ func (c *converter) materialise() error {
 	} else if opaque {
 		root.low = 0
 	}
-	if err := c.directory(root, c.d.root, false); err != nil {
-		return err
-	}
-	return emptyDir(c.d.stage)
+	err := c.directory(root, c.d.root, false)
+	return errors.Join(err, emptyDir(c.d.stage))
 }
 
 // directory makes what is below a directory of the upper independent of
@@ -302,10 +301,12 @@ func (c *converter) file(dir, it *item, mtime unix.Timespec) error {
 	if it.low == 0 {
 		return at(it.path, damaged("the file of the image that has its data is not there"))
 	}
-	if err := c.write(fd, it.low, it.attr.Size); err != nil {
-		return at(it.path, err)
+	err = c.write(fd, it.low, it.attr.Size)
+	if err == nil {
+		err = unix.Fdatasync(fd)
 	}
-	if err := unix.Fdatasync(fd); err != nil {
+	if err != nil { // what is there is not needed as long as it is a metacopy
+		err = errors.Join(err, unix.Ftruncate(fd, 0), unix.Ftruncate(fd, it.attr.Size), setTimes(it.dirfd, it.name, mtime))
 		return at(it.path, err)
 	}
 	if err := setTimes(it.dirfd, it.name, mtime); err != nil {
