@@ -136,7 +136,7 @@ func (u *Union) copyUpToLocked(nid erofs.NID, a *erofs.Attr, places []link) (*no
 	}
 	n := &node{id: u.low.Node(nid), gen: 1, ino: ino, mode: a.Mode & unix.S_IFMT, orphan: -1, early: true}
 	n.inexact.Store(true)
-	n.unsynced.Store(true)
+	n.placed.Add(1)
 	n.setLower(nid, a)
 	if dir {
 		n.dir = newDirectory()

@@ -179,7 +179,7 @@ func (u *Union) bornLocked(ino uint64, mode uint32) *node {
 	u.gen++
 	n := &node{id: u.bornID(ino), gen: u.gen, ino: ino, mode: mode & unix.S_IFMT, orphan: -1}
 	n.full.Store(true)
-	n.unsynced.Store(true)
+	n.placed.Add(1)
 	u.nodes[n.id] = n
 	return n
 }

@@ -79,7 +79,7 @@ func (u *Union) linkLocked(id, dir uint64, name string) (*node, error) {
 		e = d.add(name, false)
 	}
 	d.settle(e, n)
-	n.unsynced.Store(true)
+	n.placed.Add(1)
 	return n, u.nameLocked(n, p, name)
 }
 

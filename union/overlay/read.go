@@ -120,7 +120,7 @@ func (u *Union) nodeLocked(p *node, name string) (*node, error) {
 	}
 	n := &node{id: id, gen: 1, ino: f.st.Ino, mode: kind, orphan: -1, parent: p, name: name}
 	n.full.Store(!f.metacopy)
-	n.unsynced.Store(true) // as far as we know
+	n.placed.Add(1) // as far as we know
 	if f.metacopy {
 		if n.lower, err = u.dataOf(p, name, f.redirect); err != nil {
 			return nil, err
@@ -177,7 +177,7 @@ func (u *Union) dirNodeLocked(p *node, name string, f *onDisk) (*node, error) {
 			n.lower = nid
 		}
 	}
-	n.unsynced.Store(true)
+	n.placed.Add(1)
 	n.id = u.bornID(f.st.Ino)
 	if n.lower != 0 {
 		var a erofs.Attr

@@ -239,7 +239,7 @@ func (u *Union) movedLocked(m *move, old *entry, leave bool) {
 
 // renamedLocked notes that one of a node's names is another now.
 func (n *node) renamedLocked(from, to link) {
-	n.unsynced.Store(true)
+	n.placed.Add(1)
 	if (link{n.parent, n.name}) == from {
 		n.parent, n.name = to.parent, to.name
 		return

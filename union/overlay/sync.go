@@ -53,9 +53,19 @@ func (u *Union) syncDir(n *node) error {
 }
 
 // syncName syncs the directories, up to the root, in which n or one of them got
-// its place since they were last synced.
+// its place since they were last synced. What it did counts when all is done:
+// who comes here meanwhile syncs as well.
 func (u *Union) syncName(n *node) error {
-	for n != u.root && n.unsynced.Swap(false) {
+	type place struct {
+		n *node
+		v uint64
+	}
+	var done []place
+	for n != u.root {
+		placed := n.placed.Load()
+		if n.synced.Load() >= placed {
+			break
+		}
 		u.mu.RLock()
 		p := n.parent
 		u.mu.RUnlock()
@@ -63,10 +73,14 @@ func (u *Union) syncName(n *node) error {
 			return nil // without a name: nothing to keep
 		}
 		if err := u.syncDir(p); err != nil {
-			n.unsynced.Store(true)
 			return err
 		}
+		done = append(done, place{n, placed})
 		n = p
+	}
+	for _, d := range done {
+		for was := d.n.synced.Load(); was < d.v && !d.n.synced.CompareAndSwap(was, d.v); was = d.n.synced.Load() {
+		}
 	}
 	return nil
 }

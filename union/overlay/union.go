@@ -78,8 +78,9 @@ type node struct {
 	// early: it was pure lower before. A FORGET about references of that time
 	// may come late, so that nobody knows when the kernel has none.
 	early bool
-	// unsynced: it got a name since its directory was last synced.
-	unsynced atomic.Bool
+	// placed counts the names it got, synced those of them that were known to
+	// be on disk when somebody last made sure.
+	placed, synced atomic.Uint64
 
 	// Under Union.mu.
 	parent *node      // directory of name, in the upper; nil: root, orphan or bare
