@@ -213,7 +213,7 @@ func (u *Union) onUpper(n *node, do func(fd int) error) error {
 	if name == "" {
 		return do(dirfd)
 	}
-	fd, err := openPath(dirfd, name, 0)
+	fd, err := u.openPath(dirfd, name, 0)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func (u *Union) openDir(n *node) (*heldDir, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := openPath(p.fd, n.name, unix.O_DIRECTORY)
+	fd, err := u.openPath(p.fd, n.name, unix.O_DIRECTORY)
 	u.dirs.release(p)
 	if err != nil {
 		return nil, err
@@ -128,11 +128,27 @@ func (d *dirfds) drop(n *node) {
 	}
 }
 
+// shed closes the descriptors that nobody uses, and returns how many.
+func (d *dirfds) shed() (closed int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for e := d.lru.Back(); e != nil; {
+		h := e.Value.(*heldDir)
+		e = e.Prev()
+		if h.refs == 0 {
+			d.forget(h)
+			unix.Close(h.fd)
+			closed++
+		}
+	}
+	return closed
+}
+
 // openPath opens an inode without touching it.
-func openPath(dirfd int, name string, flags int) (int, error) {
+func (u *Union) openPath(dirfd int, name string, flags int) (int, error) {
 	for {
 		fd, err := unix.Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0)
-		if err != unix.EINTR {
+		if err == nil || !u.again(err) {
 			return fd, err
 		}
 	}
@@ -195,10 +211,10 @@ func (u *Union) openUpper(n *node, flags int) (fd int, err error) {
 		return -1, err
 	}
 	defer done()
-	return reopen(dirfd, name, flags)
+	return u.reopen(dirfd, name, flags)
 }
 
-func reopen(dirfd int, name string, flags int) (int, error) {
+func (u *Union) reopen(dirfd int, name string, flags int) (int, error) {
 	flags |= unix.O_CLOEXEC | unix.O_NOCTTY
 	path := name
 	if name == "" {
@@ -208,7 +224,7 @@ func reopen(dirfd int, name string, flags int) (int, error) {
 	}
 	for {
 		fd, err := unix.Openat(dirfd, path, flags, 0)
-		if err != unix.EINTR {
+		if err == nil || !u.again(err) {
 			return fd, err
 		}
 	}

@@ -255,7 +255,7 @@ func (u *Union) copyUpBareLocked(n *node, nid erofs.NID, a *erofs.Attr) error {
 		u.discard(tmp, n.isDir())
 		return err
 	}
-	fd, err := openPath(u.up.Stage(), tmp, 0)
+	fd, err := u.openPath(u.up.Stage(), tmp, 0)
 	u.discard(tmp, n.isDir())
 	if err != nil {
 		return err
@@ -287,7 +287,7 @@ func (u *Union) stageCopy(tmp string, nid erofs.NID, a *erofs.Attr) (ino uint64,
 	if err != nil {
 		return 0, err
 	}
-	fd, err := openPath(u.up.Stage(), tmp, 0)
+	fd, err := u.openPath(u.up.Stage(), tmp, 0)
 	if err != nil {
 		return 0, err
 	}

@@ -164,7 +164,7 @@ func (u *Union) remode(dirfd int, name string, st *unix.Stat_t, from parentage, 
 	if from.acl != nil || u.format.Override || b.mode&unix.S_IFMT == unix.S_IFLNK || (st.Mode^b.mode)&0o7777 == 0 {
 		return nil
 	}
-	fd, err := openPath(dirfd, name, 0)
+	fd, err := u.openPath(dirfd, name, 0)
 	if err != nil {
 		return err
 	}
@@ -299,7 +299,7 @@ func (u *Union) makeStaged(from parentage, overWhiteout bool, name string, b *bi
 }
 
 func (u *Union) dressStaged(tmp string, from parentage, b *birth, opaque bool) error {
-	fd, err := openPath(u.up.Stage(), tmp, 0)
+	fd, err := u.openPath(u.up.Stage(), tmp, 0)
 	if err != nil {
 		return err
 	}

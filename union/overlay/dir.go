@@ -138,7 +138,7 @@ func (u *Union) loadLocked(n *node) (*directory, error) {
 	}
 	defer u.dirs.release(h)
 	d := newDirectory()
-	err = readNames(h.fd, func(name string, kind uint8) error {
+	err = u.readNames(h.fd, func(name string, kind uint8) error {
 		inLower, _, err := u.lowerLookup(n, name)
 		if err != nil {
 			return err
@@ -164,8 +164,8 @@ func (u *Union) loadLocked(n *node) (*directory, error) {
 }
 
 // readNames calls found for the entries of an open directory.
-func readNames(dirfd int, found func(name string, kind uint8) error) error {
-	fd, err := reopen(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+func (u *Union) readNames(dirfd int, found func(name string, kind uint8) error) error {
+	fd, err := u.reopen(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}

@@ -14,10 +14,23 @@ func (u *Union) change(what string, do func() error) error {
 	u.files.wrote()
 	u.o.Step(what)
 	for {
-		if err := do(); err != unix.EINTR {
+		if err := do(); err == nil || !u.again(err) {
 			return err
 		}
 	}
+}
+
+// again reports whether a system call is to be repeated, which has not done
+// anything: a signal came, or there were no descriptors, and are now.
+func (u *Union) again(err error) bool {
+	switch err {
+	case unix.EINTR:
+		return true
+	case unix.EMFILE, unix.ENFILE:
+		files, dirs := u.files.shed(), u.dirs.shed()
+		return files+dirs > 0
+	}
+	return false
 }
 
 func (u *Union) rename(from int, name string, to int, newName string, flags uint) error {
@@ -65,7 +78,7 @@ func (u *Union) discard(name string, dir bool) {
 
 // clear removes a directory in stage/ that has nothing but whiteouts in it.
 func (u *Union) clear(name string, whiteouts []string) {
-	fd, err := openPath(u.up.Stage(), name, unix.O_DIRECTORY)
+	fd, err := u.openPath(u.up.Stage(), name, unix.O_DIRECTORY)
 	if err != nil {
 		return
 	}

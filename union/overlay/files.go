@@ -143,6 +143,22 @@ func (t *openFiles) settleLocked(f *file) (shut int) {
 	return shut
 }
 
+// shed closes the descriptors that nobody uses, and returns how many.
+func (t *openFiles) shed() (closed int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for e := t.unused.Front(); e != nil; e = t.unused.Front() {
+		f := t.unused.Remove(e).(*file)
+		unix.Close(f.fd)
+		f.fd, f.place = -1, nil
+		if f.handles == 0 {
+			delete(t.byNode, f.id)
+		}
+		closed++
+	}
+	return closed
+}
+
 // forget closes what is open of an inode that the kernel has forgotten.
 func (t *openFiles) forget(id uint64) {
 	t.mu.Lock()

@@ -116,7 +116,7 @@ func (u *Union) mark(n *node, set func(fd int) error, done func()) error {
 	defer release()
 	fd := dirfd
 	if name != "" {
-		if fd, err = openPath(dirfd, name, 0); err != nil {
+		if fd, err = u.openPath(dirfd, name, 0); err != nil {
 			return err
 		}
 		defer unix.Close(fd)

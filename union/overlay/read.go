@@ -20,7 +20,7 @@ type onDisk struct {
 // inspect reads an entry of an upper directory.
 func (u *Union) inspect(dirfd int, name string) (onDisk, error) {
 	var f onDisk
-	fd, err := openPath(dirfd, name, 0)
+	fd, err := u.openPath(dirfd, name, 0)
 	if err != nil {
 		return f, err
 	}

@@ -119,7 +119,7 @@ func (u *Union) holdLocked(n *node, dirfd int, name string) (int, error) {
 		// It must be, by whoever removes it: a late FORGET, see node.early.
 		n.inexact.Store(true)
 	}
-	return openPath(dirfd, name, 0)
+	return u.openPath(dirfd, name, 0)
 }
 
 func (n *node) isReferred() bool { return n.inexact.Load() || n.lookups.Load() > 0 }

@@ -286,12 +286,12 @@ func (u *Union) stageEmpty(tmp string, dirfd int, name string) error {
 	if err := u.change("stage", func() error { return unix.Mkdirat(u.up.Stage(), tmp, 0o700) }); err != nil {
 		return err
 	}
-	old, err := openPath(dirfd, name, 0)
+	old, err := u.openPath(dirfd, name, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(old)
-	fd, err := openPath(u.up.Stage(), tmp, 0)
+	fd, err := u.openPath(u.up.Stage(), tmp, 0)
 	if err != nil {
 		return err
 	}
