@@ -33,11 +33,6 @@ func sourceArg(ctx context.Context, client *engineapi.Client, arg string) (engin
 	if _, err := os.Lstat(filepath.Join(target, "upper.json")); err == nil {
 		return engineapi.Source{UpperDir: target}, nil
 	}
-	for _, scheme := range sources {
-		if strings.HasPrefix(arg, scheme) {
-			return engineapi.Source{}, fault.WithHint(fault.New(fault.NotFound, "No such image: %s", arg), "in the store, an image from files has an ID only: see imgfs images")
-		}
-	}
 	first, _, _ := strings.Cut(arg, "/")
 	if first == "" || first == "." || first == ".." {
 		return engineapi.Source{}, fault.WithHint(fault.New(fault.NotFound, "%s: neither mounted by imgfs nor an upper", arg), "see imgfs mounts and imgfs upper ls")
