@@ -12,6 +12,7 @@ import (
 const (
 	aclAccess  = "system.posix_acl_access"
 	aclDefault = "system.posix_acl_default"
+	capability = "security.capability"
 
 	// The attribute's form: a version, then entries of tag, permissions, ID.
 	aclVersion = 2

@@ -44,6 +44,8 @@ type filling struct {
 	waiters int   // with the last the work ends
 	copying bool  // so that the file's times are not those on disk
 	times   times // while copying: those that it has, and is to keep
+	// likewise, its capability, which each write on disk takes; nil: none
+	capability []byte
 }
 
 // caller is who waits for a request.
@@ -217,12 +219,16 @@ func (u *Union) copyData(ctx context.Context, x *filling, n *node, limit int64) 
 }
 
 // To copy is not to change: from beginCopy to endCopy the file has, for all who
-// ask, the times from before, or those that it was given since (retime).
+// ask, the times from before, or those that it was given since (retime), and
+// then its capability again.
 
 func (u *Union) beginCopy(x *filling, fd int, st *unix.Stat_t) error {
 	u.fills.mu.Lock()
 	defer u.fills.mu.Unlock()
 	err := unix.Fstat(fd, st)
+	if err == nil {
+		x.capability, err = getXattr(fd, capability)
+	}
 	x.times, x.copying = times{st.Atim, st.Mtim}, err == nil
 	return err
 }
@@ -231,7 +237,24 @@ func (u *Union) endCopy(x *filling, fd int) error {
 	u.fills.mu.Lock()
 	defer u.fills.mu.Unlock()
 	x.copying = false
+	if x.capability != nil {
+		err := u.change("setxattr", func() error { return unix.Fsetxattr(fd, capability, x.capability, 0) })
+		if err != nil && err != unix.EPERM { // who may not: it is lost with the write that follows, too
+			return err
+		}
+	}
 	return u.setTimes(fd, x.times)
+}
+
+// setCapability has do set the capability of a node, or with nil remove it.
+func (u *Union) setCapability(n *node, value []byte, do func() error) error {
+	u.fills.mu.Lock()
+	defer u.fills.mu.Unlock()
+	err := do()
+	if x := u.fills.byNode[n.id]; err == nil && x != nil && x.copying {
+		x.capability = value
+	}
+	return err
 }
 
 // retime is utimensat(2) of a node, open as fd.

@@ -140,9 +140,15 @@ func (u *Union) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, va
 		if name == aclAccess {
 			return u.setACL(fd, value, in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0)
 		}
-		return u.change("setxattr", func() error {
-			return unix.Setxattr(procPath(fd), u.format.Escape(name), value, int(in.Flags))
-		})
+		set := func() error {
+			return u.change("setxattr", func() error {
+				return unix.Setxattr(procPath(fd), u.format.Escape(name), value, int(in.Flags))
+			})
+		}
+		if name == capability {
+			return u.setCapability(n, bytes.Clone(value), set)
+		}
+		return set()
 	}))
 }
 
@@ -181,8 +187,14 @@ func (u *Union) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) f
 		return s
 	}
 	return u.status("removexattr", u.onUpper(n, func(fd int) error {
-		return u.change("removexattr", func() error {
-			return unix.Removexattr(procPath(fd), u.format.Escape(name))
-		})
+		remove := func() error {
+			return u.change("removexattr", func() error {
+				return unix.Removexattr(procPath(fd), u.format.Escape(name))
+			})
+		}
+		if name == capability {
+			return u.setCapability(n, nil, remove)
+		}
+		return remove()
 	}))
 }
