@@ -43,6 +43,26 @@ func (a accessACL) mode(mode uint32) uint32 {
 	return mode
 }
 
+// squashACL makes the users and groups in an ACL of the tree those of one on the
+// wire, and the reverse; see Options.Squash.
+func (u *Union) squashACL(v []byte) {
+	if !u.o.Squash || len(v) < aclHeader || (len(v)-aclHeader)%aclEntry != 0 {
+		return
+	}
+	for e := v[aclHeader:]; len(e) > 0; e = e[aclEntry:] {
+		other := u.euid
+		switch binary.LittleEndian.Uint16(e) {
+		case aclGroup:
+			other = u.egid
+		case aclUser:
+		default:
+			continue
+		}
+		id := e[4:]
+		binary.LittleEndian.PutUint32(id, swap(binary.LittleEndian.Uint32(id), other))
+	}
+}
+
 // setUser says in the ACL what the owner may.
 func (a accessACL) setUser(perm uint32) {
 	if e := a.entry(aclUserObj); e != nil {

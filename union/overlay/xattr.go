@@ -23,20 +23,27 @@ func (u *Union) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest
 	if upperdir.Private(name) {
 		return 0, fuse.ENODATA
 	}
-	n, low := u.inLower(in.NodeId)
+	size, err := u.getXattr(in.NodeId, name, dest)
+	if err == nil && (name == aclAccess || name == aclDefault) {
+		u.squashACL(dest[:size])
+	}
+	return uint32(max(size, 0)), u.status("getxattr", err)
+}
+
+func (u *Union) getXattr(id uint64, name string, dest []byte) (size int, err error) {
+	n, low := u.inLower(id)
 	if low {
 		if !u.img.HasXattrs() {
-			return 0, fuse.ENODATA
+			return 0, unix.ENODATA
 		}
-		size, err := u.low.Xattr(u.low.NID(in.NodeId), name, dest)
-		return size, u.status("getxattr", err)
+		size, err := u.low.Xattr(u.low.NID(id), name, dest)
+		return int(size), err
 	}
-	size := 0
-	err := u.onUpper(n, func(fd int) (err error) {
+	err = u.onUpper(n, func(fd int) (err error) {
 		size, err = u.xattr(fd, name, dest)
 		return err
 	})
-	return uint32(max(size, 0)), u.status("getxattr", err)
+	return size, err
 }
 
 // xattr reads a user's attribute of an open inode: its size, and ERANGE with
@@ -135,6 +142,10 @@ func (u *Union) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, va
 	n, s := u.copyUp(in.NodeId)
 	if s != fuse.OK {
 		return s
+	}
+	if u.o.Squash && (name == aclAccess || name == aclDefault) {
+		value = bytes.Clone(value)
+		u.squashACL(value)
 	}
 	return u.status("setxattr", u.onUpper(n, func(fd int) error {
 		if name == aclAccess {
