@@ -208,6 +208,12 @@ func (s *Server) Invalidate(node uint64, off, length int64) error {
 	native.PutUint64(b[outHeaderSize:], node)
 	native.PutUint64(b[outHeaderSize+8:], uint64(off))
 	native.PutUint64(b[outHeaderSize+16:], uint64(length))
+	if off >= 0 {
+		if !s.flushing.TryRLock() {
+			return unix.ENODEV
+		}
+		defer s.flushing.RUnlock()
+	}
 	s.closing.RLock()
 	defer s.closing.RUnlock()
 	if s.released {

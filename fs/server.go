@@ -70,6 +70,12 @@ type Server struct {
 	finished chan struct{} // closed when all workers have returned
 	err      error         // why, nil after an unmount; set before down is closed
 
+	// flushing is held for reading by who has the kernel write back, and by
+	// Close, for good: the WRITEs must be answered, or a thread of this process
+	// waits for ever, not to be killed, and keeps the connection.
+	flushing  sync.RWMutex
+	closeOnce sync.Once
+
 	closing  sync.RWMutex // for whoever uses a descriptor outside of the workers
 	released bool
 
@@ -439,6 +445,7 @@ func (s *Server) Done() <-chan struct{} { return s.finished }
 // Close stops serving and waits for the requests in progress. A mount that
 // still exists answers ENOTCONN from then on, until it is unmounted.
 func (s *Server) Close() error {
+	s.closeOnce.Do(s.flushing.Lock)
 	s.wake()
 	s.end(errStopped) // the reader may be one of those who wait
 	return s.Wait()

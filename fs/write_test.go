@@ -562,3 +562,22 @@ func TestInvalidate(t *testing.T) {
 		t.Error("an inode that there is not was forgotten")
 	}
 }
+
+// TestCloseWhileFlushing: while the kernel writes back, the server answers.
+func TestCloseWhileFlushing(t *testing.T) {
+	dir, s := serveLoopback(t, newLoopback(t, t.TempDir()))
+	s.flushing.RLock()
+	closed := make(chan struct{})
+	go func() {
+		s.Close()
+		close(closed)
+	}()
+	for s.Invalidate(1, 0, 0) != unix.ENODEV {
+		time.Sleep(time.Millisecond)
+	}
+	if got := sh(t, dir, `echo there >a && cat a`); got != "there\n" {
+		t.Errorf("got %q", got)
+	}
+	s.flushing.RUnlock()
+	<-closed
+}
