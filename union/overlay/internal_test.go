@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func acl(entries ...uint32) []byte { // tag, permissions, ...
@@ -104,5 +107,35 @@ func TestDeviceNumbers(t *testing.T) {
 		if got := decodeDev(encodeDev(rdev & 0xfffff)); got != rdev&0xfffff {
 			t.Errorf("%#x becomes %#x", rdev&0xfffff, got)
 		}
+	}
+}
+
+// TestSharedWhiteouts: whiteouts are links of one inode, until that has as many
+// as it can.
+func TestSharedWhiteouts(t *testing.T) {
+	u := newUnmounted(t)
+	const most = 66000 // more than ext4 allows
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	inodes := map[uint64]int{}
+	for i := range most {
+		name := strconv.Itoa(i)
+		if err := u.whiteout(u.up.Root(), name); err != nil {
+			t.Fatalf("whiteout %d: %v", i, err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstatat(u.up.Root(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			t.Fatal(err)
+		}
+		if !u.format.Whiteout(&st) {
+			t.Errorf("%s is no whiteout: mode %o", name, st.Mode)
+		}
+		inodes[st.Ino]++
+	}
+	if len(inodes) > 2 {
+		t.Errorf("%d inodes for %d whiteouts", len(inodes), most)
+	}
+	if err := u.whiteout(u.up.Root(), "0"); err != unix.EEXIST {
+		t.Errorf("a second whiteout of a name: %v", err)
 	}
 }
