@@ -159,9 +159,10 @@ func (u *Union) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	}
 	u.o.Step("write")
 	done, err := writeAll(f.fd, data, int64(in.Offset), flags)
-	if done > 0 {
+	if done > 0 && (err == nil || in.WriteFlags&fuse.WRITE_CACHE == 0) {
 		return uint32(done), fuse.OK
 	}
+	// Of what it writes from its cache the kernel does not look at the count.
 	return 0, u.status("write", err)
 }
 
