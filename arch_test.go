@@ -37,9 +37,10 @@ var imports = map[string][]string{
 	"internal/upperdir":  {"internal/id", "internal/fault", "internal/erofs", "internal/lower"},
 	"union/overlay":      {"internal/erofs", "internal/lower", "internal/upperdir"},
 	"fs":                 {"internal/id", "internal/fault", "internal/erofs", "internal/layertar", "internal/lower"},
-	"internal/daemon": {"internal/id", "internal/fault", "internal/erofs", "internal/metadb", "internal/lower",
+	"internal/daemon": {"internal/id", "internal/fault", "internal/erofs", "internal/metadb", "internal/lower", "internal/subid",
 		"internal/upperdir", "internal/engineapi", "fetch", "imagedb", "layerdb", "union", "union/overlay", "fs"},
-	"internal/sandbox": {"internal/fault"},
+	"internal/subid":   {},
+	"internal/sandbox": {"internal/fault", "internal/subid"},
 	"cmd/imgfs":        {"internal/fault", "internal/engineapi", "internal/daemon", "internal/sandbox", "fs"},
 	// Not part of the binary.
 	"internal/imgtest": {"internal/id", "internal/erofs"},

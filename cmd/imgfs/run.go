@@ -74,8 +74,8 @@ where none is given, runs as root in / with all capabilities. It can do to the
 host what root can: take imgfs run for images that are not trusted.
 
 Without root, the capabilities are those of a user namespace. Users other than
-root are there where newuidmap is installed, and own their files in IMAGE; in
-a DIR these are nobody's, or get the host's IDs: take --rw IMAGE instead.
+root are there where newuidmap is installed; in a DIR, programs that become one
+of them, as apt-get does, are refused by FUSE: take --rw IMAGE instead.
 
 Examples:
   imgfs chroot /mnt/x apt-get install -y git

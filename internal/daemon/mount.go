@@ -19,6 +19,7 @@ import (
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/lower"
+	"github.com/imgfs/imgfs/internal/subid"
 	"github.com/imgfs/imgfs/internal/upperdir"
 	"github.com/imgfs/imgfs/layerdb"
 	"github.com/imgfs/imgfs/union/overlay"
@@ -231,7 +232,7 @@ func (e *engine) openTree(ctx context.Context, rec *record, d *upperdir.Dir) (*t
 		return t, nil
 	}
 	low := lower.New(chain.Image(), dataOf(chain), 0, lower.Root)
-	u, err := overlay.New(&low, d, overlay.Options{Logger: o.Logger, Volatile: rec.Tmp, Squash: rec.Squash, Foreign: rec.Foreign})
+	u, err := overlay.New(&low, d, overlay.Options{Logger: o.Logger, Volatile: rec.Tmp, IDs: idsOf(rec), Foreign: rec.Foreign})
 	if err != nil {
 		chain.Release()
 		return nil, adviseUpper(err, rec.Upper, d.Path())
@@ -449,4 +450,23 @@ func newID() string {
 	var b [6]byte
 	rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
+}
+
+// idsOf returns who is whom in a mount whose user is root in the tree: as in
+// the user namespaces that he can make, his subordinate users and groups are
+// the others.
+func idsOf(rec *record) *overlay.IDs {
+	if !rec.Squash {
+		return nil
+	}
+	users, groups := subid.Ranges(os.Geteuid())
+	return overlay.RootIs(uint32(os.Geteuid()), uint32(os.Getegid()), idRanges(users), idRanges(groups))
+}
+
+func idRanges(sub []subid.Range) []overlay.IDRange {
+	var ranges []overlay.IDRange
+	for _, r := range sub {
+		ranges = append(ranges, overlay.IDRange{Wire: uint32(r.Outside), Tree: uint32(r.Inside), Count: uint32(r.Size)})
+	}
+	return ranges
 }

@@ -140,15 +140,6 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
-func TestSubordinate(t *testing.T) {
-	t.Parallel()
-	got := parseSubordinate([]byte("# x\nyou:1:2\nme:100000:65536\n1000:300000:10\nme:x:1\nme:5:0\nme:-1:7\n"), "me", 1000)
-	want := []idRange{{1, 100000, 65536}, {65537, 300000, 10}}
-	if len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
-		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
 func FuzzIdentify(f *testing.F) {
 	f.Add("me:b", []byte("me:x:1000:1001::/h:\n"), []byte("b:x:8:me\n"))
 	f.Fuzz(func(t *testing.T, user string, passwd, group []byte) {

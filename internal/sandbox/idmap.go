@@ -1,23 +1,17 @@
 package sandbox
 
 import (
-	"bufio"
-	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/subid"
 )
-
-// idRange is one line of an id map.
-type idRange struct{ inside, outside, size int }
 
 // Privileged reports whether the caller may make mount namespaces without a
 // user namespace of its own.
@@ -31,16 +25,14 @@ func Privileged() bool {
 // caller is root. With newuidmap(1), newgidmap(1) and ranges in /etc/subuid
 // and /etc/subgid the ids from 1 up exist as well, otherwise root alone.
 func mapIDs(pid int) error {
-	uids, gids := subordinate("/etc/subuid", os.Getuid()), subordinate("/etc/subgid", os.Getuid())
-	_, uerr := exec.LookPath("newuidmap")
-	_, gerr := exec.LookPath("newgidmap")
-	if len(uids) == 0 || len(gids) == 0 || uerr != nil || gerr != nil {
+	uids, gids := subid.Ranges(os.Getuid())
+	if len(uids) == 0 {
 		return mapCaller(pid)
 	}
-	if err := newMap("newuidmap", pid, append([]idRange{{0, os.Geteuid(), 1}}, uids...)); err != nil {
+	if err := newMap("newuidmap", pid, append([]subid.Range{{Inside: 0, Outside: os.Geteuid(), Size: 1}}, uids...)); err != nil {
 		return err
 	}
-	return newMap("newgidmap", pid, append([]idRange{{0, os.Getegid(), 1}}, gids...))
+	return newMap("newgidmap", pid, append([]subid.Range{{Inside: 0, Outside: os.Getegid(), Size: 1}}, gids...))
 }
 
 // mapCaller maps root to the caller and nobody else.
@@ -58,10 +50,10 @@ func mapCaller(pid int) error {
 	return nil
 }
 
-func newMap(program string, pid int, ranges []idRange) error {
+func newMap(program string, pid int, ranges []subid.Range) error {
 	args := []string{strconv.Itoa(pid)}
 	for _, r := range ranges {
-		args = append(args, strconv.Itoa(r.inside), strconv.Itoa(r.outside), strconv.Itoa(r.size))
+		args = append(args, strconv.Itoa(r.Inside), strconv.Itoa(r.Outside), strconv.Itoa(r.Size))
 	}
 	out, err := exec.Command(program, args...).CombinedOutput()
 	if err != nil {
@@ -73,37 +65,4 @@ func newMap(program string, pid int, ranges []idRange) error {
 			"%s must be set-uid root, and /etc/subuid and /etc/subgid name ranges that are yours", program)
 	}
 	return nil
-}
-
-// subordinate returns the ranges that file, /etc/subuid or /etc/subgid, gives
-// to a user, one behind the other from 1 up.
-func subordinate(file string, uid int) []idRange {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil
-	}
-	name := ""
-	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
-		name = u.Username
-	}
-	return parseSubordinate(b, name, uid)
-}
-
-func parseSubordinate(b []byte, name string, uid int) []idRange {
-	var all []idRange
-	next := 1
-	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
-		f := strings.Split(strings.TrimSpace(s.Text()), ":")
-		if len(f) != 3 || f[0] == "" || f[0] != name && f[0] != strconv.Itoa(uid) {
-			continue
-		}
-		start, err1 := strconv.ParseUint(f[1], 10, 31)
-		size, err2 := strconv.ParseUint(f[2], 10, 31)
-		if errors.Join(err1, err2) != nil || size == 0 {
-			continue
-		}
-		all = append(all, idRange{next, int(start), int(size)})
-		next += int(size)
-	}
-	return all
 }

@@ -43,23 +43,23 @@ func (a accessACL) mode(mode uint32) uint32 {
 	return mode
 }
 
-// squashACL makes the users and groups in an ACL of the tree those of one on the
-// wire, and the reverse; see Options.Squash.
-func (u *Union) squashACL(v []byte) {
-	if !u.o.Squash || len(v) < aclHeader || (len(v)-aclHeader)%aclEntry != 0 {
+// mapACL makes the users and groups in an ACL of the tree those of one on the
+// wire, or, by inTree, the reverse.
+func (u *Union) mapACL(v []byte, whom func([]IDRange, uint32) uint32) {
+	if u.o.IDs == nil || len(v) < aclHeader || (len(v)-aclHeader)%aclEntry != 0 {
 		return
 	}
 	for e := v[aclHeader:]; len(e) > 0; e = e[aclEntry:] {
-		other := u.euid
+		ranges := u.o.IDs.Users
 		switch binary.LittleEndian.Uint16(e) {
 		case aclGroup:
-			other = u.egid
+			ranges = u.o.IDs.Groups
 		case aclUser:
 		default:
 			continue
 		}
 		id := e[4:]
-		binary.LittleEndian.PutUint32(id, swap(binary.LittleEndian.Uint32(id), other))
+		binary.LittleEndian.PutUint32(id, whom(ranges, binary.LittleEndian.Uint32(id)))
 	}
 }
 

@@ -95,9 +95,6 @@ func (u *Union) attr(n *node, out *fuse.Attr) error {
 	return nil
 }
 
-// squash makes an owner in the tree one on the wire; see Options.Squash.
-func (u *Union) squash(o *fuse.Owner) { o.Uid, o.Gid = u.owner(*o) }
-
 // encodeDev is the form of a device number that FUSE has.
 func encodeDev(rdev uint64) uint32 {
 	major, minor := unix.Major(rdev), unix.Minor(rdev)

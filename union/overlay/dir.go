@@ -362,7 +362,7 @@ func (u *Union) readDir(in *fuse.ReadIn, plus bool, out *fuse.DirEntryList) fuse
 	u.mu.RLock()
 	p := u.nodes[in.NodeId]
 	switch {
-	case p == nil && !u.o.Squash:
+	case p == nil && u.o.IDs == nil:
 		defer u.mu.RUnlock()
 		return u.status("readdir", u.low.ReadDir(u.low.NID(in.NodeId), in.Offset, plus, out))
 	case p == nil:

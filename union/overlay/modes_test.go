@@ -2,6 +2,8 @@ package overlay_test
 
 import (
 	"testing"
+
+	"github.com/imgfs/imgfs/union/overlay"
 )
 
 // TestVolatile: an upper that need not survive is the same tree.
@@ -74,4 +76,32 @@ symlink s roots mtime=1
 	u.Squash = true
 	must(t, u.remount())
 	expect(t, u, [2]string{"stat f", "100644 0:0 nlink=1 size=10"}, [2]string{"stat roots", "100755 5:6 nlink=1 size=5010"})
+}
+
+// TestSubordinateIDs: the subordinate users of who mounts are the tree's others,
+// as they are in the user namespaces that he can make.
+func TestSubordinateIDs(t *testing.T) {
+	needRoot(t)
+	u, err := newUnion(workDir(t), chain{`dir . mode=0755 mtime=1
+file roots size=10 mode=0600 mtime=1
+file daemons size=10 mode=0644 uid=1 gid=2 mtime=1
+file far size=10 mode=0644 uid=70000 gid=70000 mtime=1
+`}, 1000)
+	must(t, err)
+	u.Squash = true
+	u.Users = []overlay.IDRange{{Wire: 100000, Tree: 1, Count: 65536}}
+	must(t, u.mount())
+	t.Cleanup(func() {
+		if err := u.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	expect(t, u,
+		[2]string{"stat roots", "100600 1000:1000 nlink=1 size=10"}, [2]string{"stat daemons", "100644 100000:100001 nlink=1 size=10"},
+		[2]string{"stat far", "100644 70000:70000 nlink=1 size=10"},
+		[2]string{"chown roots 100041 100000", "ok"}, [2]string{"stat roots", "100600 100041:100000 nlink=1 size=10"},
+	)
+	u.Squash = false
+	must(t, u.remount())
+	expect(t, u, [2]string{"stat roots", "100600 42:1 nlink=1 size=10"})
 }

@@ -49,8 +49,9 @@ type server struct {
 	Chain            string // directory, see buildTars
 	Upper            string // made if absent
 	Squash, Volatile bool
-	Kill             int64  // before this change on disk the process kills itself; 0: never
-	Steps            string // file to which the name of each change is appended; "": none
+	Users            []overlay.IDRange // of Squash: subordinate ones
+	Kill             int64             // before this change on disk the process kills itself; 0: never
+	Steps            string            // file to which the name of each change is appended; "": none
 }
 
 // fullData is a layer's data file, all there.
@@ -107,7 +108,11 @@ func serverMain(how string) error {
 	defer up.Close()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	var steps atomic.Int64
-	u, err := overlay.New(low, up, overlay.Options{Logger: log, Squash: s.Squash, Volatile: s.Volatile, Step: func(what string) {
+	var ids *overlay.IDs
+	if s.Squash {
+		ids = overlay.RootIs(uint32(os.Geteuid()), uint32(os.Getegid()), s.Users, s.Users)
+	}
+	u, err := overlay.New(low, up, overlay.Options{Logger: log, IDs: ids, Volatile: s.Volatile, Step: func(what string) {
 		if s.Steps != "" {
 			if f, err := os.OpenFile(s.Steps, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644); err == nil {
 				f.WriteString(what + "\n")

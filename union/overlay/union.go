@@ -22,9 +22,7 @@ type Options struct {
 	// Foreign: the upper was made over another chain, so that inode numbers
 	// it has recorded mean nothing.
 	Foreign bool
-	// Squash swaps, on the wire, the daemon's user and group with 0:0 of the
-	// tree: what the image gives to root is its user's own.
-	Squash bool
+	IDs     *IDs // nil: the users and groups of the wire are the tree's
 	// Step is called before each change on disk, and may not return. Tests
 	// end the process in it. nil: nothing.
 	Step func(what string)
@@ -149,25 +147,6 @@ func (u *Union) ino(n *node) uint64 {
 		return u.low.Ino(u.img.Root())
 	}
 	return n.id
-}
-
-// owner returns who a request's caller is in the tree.
-func (u *Union) owner(o fuse.Owner) (uid, gid uint32) {
-	if !u.o.Squash {
-		return o.Uid, o.Gid
-	}
-	return swap(o.Uid, u.euid), swap(o.Gid, u.egid)
-}
-
-// swap exchanges 0 and other.
-func swap(v, other uint32) uint32 {
-	switch v {
-	case 0:
-		return other
-	case other:
-		return 0
-	}
-	return v
 }
 
 // Forget is told that the kernel gave up n of its references to a node.

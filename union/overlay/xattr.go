@@ -25,7 +25,7 @@ func (u *Union) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest
 	}
 	size, err := u.getXattr(in.NodeId, name, dest)
 	if err == nil && (name == aclAccess || name == aclDefault) {
-		u.squashACL(dest[:size])
+		u.mapACL(dest[:size], onWire)
 	}
 	return uint32(max(size, 0)), u.status("getxattr", err)
 }
@@ -143,9 +143,9 @@ func (u *Union) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, va
 	if s != fuse.OK {
 		return s
 	}
-	if u.o.Squash && (name == aclAccess || name == aclDefault) {
+	if u.o.IDs != nil && (name == aclAccess || name == aclDefault) {
 		value = bytes.Clone(value)
-		u.squashACL(value)
+		u.mapACL(value, inTree)
 	}
 	return u.status("setxattr", u.onUpper(n, func(fd int) error {
 		if name == aclAccess {
