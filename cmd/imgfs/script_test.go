@@ -41,9 +41,20 @@ func (g guarded) Run() int { return imgtest.Main(g.m) }
 // testscript's commands there are those of scriptCommands.
 func TestScripts(t *testing.T) {
 	t.Parallel()
+	runScripts(t, "testdata/script")
+}
+
+// TestNamespaceScripts runs testdata/namespace/*.txtar, and not beside the
+// others: a mount namespace keeps copies of all the mounts that there are when
+// it is made, so that unmounting one of those does not end it.
+func TestNamespaceScripts(t *testing.T) {
+	runScripts(t, "testdata/namespace")
+}
+
+func runScripts(t *testing.T, dir string) {
 	needRoot(t)
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		Setup:               setUp,
