@@ -40,6 +40,19 @@ func (u *Union) unlinkLocked(dir uint64, name string) error {
 	if c.n.isDir() {
 		return unix.EISDIR
 	}
+	return u.takeAwayLocked(dir, name, c.n, func(dirfd int, below bool) error {
+		if below {
+			return u.replaceByWhiteout(dirfd, name, false, nil)
+		}
+		return u.unlink(dirfd, name)
+	})
+}
+
+// takeAwayLocked removes a name of a node that is in the upper. On disk remove
+// does it, and leaves a whiteout if below: the lower has the name.
+//
+// Preconditions: mu is held exclusively.
+func (u *Union) takeAwayLocked(dir uint64, name string, n *node, remove func(dirfd int, below bool) error) error {
 	p, err := u.copyUpLocked(dir)
 	if err != nil {
 		return err
@@ -49,17 +62,13 @@ func (u *Union) unlinkLocked(dir uint64, name string) error {
 		return err
 	}
 	defer u.dirs.release(h)
-	hold, err := u.holdLocked(c.n, h.fd, name)
+	hold, err := u.holdLocked(n, h.fd, name)
 	if err != nil {
 		return err
 	}
 	below, _, err := u.lowerLookup(p, name)
 	if err == nil {
-		if below == 0 {
-			err = u.unlink(h.fd, name)
-		} else {
-			err = u.replaceByWhiteout(h.fd, name, false, nil)
-		}
+		err = remove(h.fd, below != 0)
 	}
 	if err != nil {
 		closeHold(hold)
@@ -210,29 +219,9 @@ func (u *Union) rmdirLocked(dir uint64, name string) error {
 		}
 		return u.hideLocked(dir, name, c.nid, &a)
 	}
-	p, err := u.copyUpLocked(dir)
-	if err != nil {
-		return err
-	}
-	h, err := u.openDir(p)
-	if err != nil {
-		return err
-	}
-	defer u.dirs.release(h)
-	hold, err := u.holdLocked(c.n, h.fd, name)
-	if err != nil {
-		return err
-	}
-	below, _, err := u.lowerLookup(p, name)
-	if err == nil {
-		err = u.removeDirLocked(c.n, h.fd, name, below != 0)
-	}
-	if err != nil {
-		closeHold(hold)
-		return err
-	}
-	u.goneLocked(p, p.dir.names[name], hold, below != 0)
-	return nil
+	return u.takeAwayLocked(dir, name, c.n, func(dirfd int, below bool) error {
+		return u.removeDirLocked(c.n, dirfd, name, below)
+	})
 }
 
 // removeDirLocked removes an empty directory from the disk.
