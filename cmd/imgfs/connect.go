@@ -24,6 +24,18 @@ func dial(c *cli.Context) (*engineapi.Client, error) {
 	return engineapi.New(p.Socket), nil
 }
 
+// connectToShow is connect for commands that take --format: first their
+// arguments, from least to most (-1: any number), and the format are checked.
+func connectToShow(c *cli.Context, least, most int) (*engineapi.Client, error) {
+	if err := argsBetween(c, least, most); err != nil {
+		return nil, err
+	}
+	if err := checkFormat(c); err != nil {
+		return nil, err
+	}
+	return connect(c)
+}
+
 // connect returns a client of the store's daemon, which it starts where none
 // runs. One of another build is replaced; where mounts keep it, it stays and
 // the user is told.

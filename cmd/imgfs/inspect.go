@@ -33,13 +33,7 @@ Examples:
 }
 
 func inspect(c *cli.Context) error {
-	if err := argsBetween(c, 1, -1); err != nil {
-		return err
-	}
-	if err := checkFormat(c); err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, err := connectToShow(c, 1, -1)
 	if err != nil {
 		return err
 	}

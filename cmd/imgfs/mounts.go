@@ -57,13 +57,7 @@ var mountHead = mountRow{ID: "ID", Dir: "DIR", Image: "IMAGE", ImageID: "IMAGE I
 const mountTable = `{{.Dir}}\t{{.Image}}\t{{.Driver}}\t{{.Mode}}\t{{.Upper}}\t{{.ID}}\t{{.Reads}}\t{{.Age}}`
 
 func listMounts(c *cli.Context) error {
-	if err := argsBetween(c, 0, 0); err != nil {
-		return err
-	}
-	if err := checkFormat(c); err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, err := connectToShow(c, 0, 0)
 	if err != nil {
 		return err
 	}

@@ -115,13 +115,7 @@ var upperHead = upperRow{Name: "NAME", Image: "IMAGE", ImageID: "IMAGE ID", Size
 const upperTable = `{{.Name}}\t{{.Image}}\t{{.Size}}\t{{.Created}}\t{{.InUse}}`
 
 func listUppers(c *cli.Context) error {
-	if err := argsBetween(c, 0, 0); err != nil {
-		return err
-	}
-	if err := checkFormat(c); err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, err := connectToShow(c, 0, 0)
 	if err != nil {
 		return err
 	}
@@ -188,13 +182,7 @@ func removeUppers(c *cli.Context) error {
 }
 
 func inspectUppers(c *cli.Context) error {
-	if err := argsBetween(c, 1, -1); err != nil {
-		return err
-	}
-	if err := checkFormat(c); err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, err := connectToShow(c, 1, -1)
 	if err != nil {
 		return err
 	}
