@@ -15,7 +15,7 @@ const Label = "imgfs.layer.1"
 
 // Summary tells what a stream held.
 type Summary struct {
-	StreamSize int64  // bytes written
+	StreamSize int64  // bytes written, or as SetSize said
 	DataSize   int64  // bytes of the data file: the stream rounded up to a record, and the annex
 	Annex      []Copy // what the owner of the data file has to copy; nil in nearly all layers
 
@@ -40,7 +40,11 @@ func (x *Indexer) Finish(w io.Writer, tag string) (Summary, error) {
 	if x.err != nil {
 		return Summary{}, x.err
 	}
-	if err := x.end(); err != nil {
+	end := x.end
+	if x.added {
+		end = x.checkSize
+	}
+	if err := end(); err != nil {
 		return Summary{}, x.refuse(err)
 	}
 	x.entry = x.entry[:0]

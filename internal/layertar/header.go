@@ -123,6 +123,16 @@ func oldGoPrefix(b *[blockSize]byte) []byte {
 	return p
 }
 
+// old reads a type flag from before POSIX, when a directory was a name with a slash.
+func (h *header) old() {
+	if h.typ == typeRegOld {
+		h.typ = typeReg
+		if n := len(h.name); n > 0 && h.name[n-1] == '/' {
+			h.typ = typeDir
+		}
+	}
+}
+
 // headerOnly says that a type has no payload, whatever its size field says.
 func headerOnly(typ byte) bool { return typ >= typeLink && typ <= typeFifo }
 

@@ -47,6 +47,10 @@ type Indexer struct {
 	nameBuf  []byte
 	entry    []byte // cleaned name of the entry being read, for error texts
 	sparse   sparseReader
+	note     func(off int64, p []byte) // see Record; nil: nobody asked
+
+	added bool  // by Add, not Write; size is then the data file's
+	ends  int64 // where the last payload of what was added ends
 
 	tree
 	sum Summary
@@ -76,15 +80,24 @@ func (x *Indexer) Write(p []byte) (int, error) {
 		}
 	}
 	if x.size > x.limits.Device {
-		x.entry = x.entry[:0]
-		return 0, x.refuse(fmt.Errorf("the stream is larger than %d bytes, which an index can address", x.limits.Device))
+		return 0, x.refuse(x.tooLarge())
 	}
 	return n, nil
 }
 
-// refuse makes err final, says where in the stream it was met, and gives it its kind.
+func (x *Indexer) tooLarge() error {
+	x.entry = x.entry[:0]
+	return fmt.Errorf("the stream is larger than %d bytes, which an index can address", x.limits.Device)
+}
+
+// refuse makes err final, says where it was met, and gives it its kind.
 func (x *Indexer) refuse(err error) error {
-	if errors.Is(err, erofs.ErrLimit) || len(x.entry) == 0 {
+	noEntry := errors.Is(err, erofs.ErrLimit) || len(x.entry) == 0
+	if x.added && noEntry {
+		x.err = fault.New(fault.Integrity, "table of contents: %w", err)
+	} else if x.added {
+		x.err = fault.New(fault.Integrity, "table of contents, entry %.200q: %w", x.entry, err)
+	} else if noEntry {
 		x.err = fault.New(fault.Integrity, "tar at byte %d: %w", x.off, err)
 	} else {
 		x.err = fault.New(fault.Integrity, "tar entry %.200q at byte %d: %w", x.entry, x.off, err)
@@ -103,11 +116,7 @@ func (x *Indexer) step(p []byte) ([]byte, error) {
 		k := min(x.need, int64(len(p)))
 		x.off += k
 		if x.need -= k; x.need == 0 {
-			if x.state == inPayload && x.pad > 0 {
-				x.state, x.need, x.pad = inPadding, x.pad, 0
-			} else {
-				x.state = inHeader
-			}
+			x.endPayload()
 		}
 		return p[k:], nil
 
@@ -118,6 +127,7 @@ func (x *Indexer) step(p []byte) ([]byte, error) {
 		if x.need -= k; x.need > 0 {
 			return nil, nil
 		}
+		x.recorded(x.off-int64(len(x.body)), x.body)
 		return p[k:], x.endSpecial()
 	}
 
@@ -134,6 +144,7 @@ func (x *Indexer) step(p []byte) ([]byte, error) {
 		}
 		x.have = 0
 	}
+	x.recorded(x.off, b[:])
 	var err error
 	switch x.state {
 	case inHeader:
@@ -146,6 +157,15 @@ func (x *Indexer) step(p []byte) ([]byte, error) {
 		err = x.sparseHead(b)
 	}
 	return p, err
+}
+
+// endPayload goes on behind payload or padding, of which no byte is left.
+func (x *Indexer) endPayload() {
+	if x.state == inPayload && x.pad > 0 {
+		x.state, x.need, x.pad = inPadding, x.pad, 0
+	} else {
+		x.state = inHeader
+	}
 }
 
 // header takes a record that starts an entry or ends the archive.
@@ -205,12 +225,7 @@ func (x *Indexer) extend(h *header) {
 	if len(x.longLink) > 0 {
 		h.link = x.longLink
 	}
-	if h.typ == typeRegOld { // before POSIX a directory was a name with a slash
-		h.typ = typeReg
-		if n := len(h.name); n > 0 && h.name[n-1] == '/' {
-			h.typ = typeDir
-		}
-	}
+	h.old()
 	x.forget()
 }
 
