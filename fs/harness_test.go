@@ -56,12 +56,11 @@ type file struct {
 	fill func(ctx context.Context, off, n int64) error // nil: present
 }
 
-func (f *file) File() *os.File { return f.f }
-func (f *file) Fill(ctx context.Context, off, n int64) error {
+func (f *file) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 	if f.fill == nil {
-		return nil
+		return f.f, nil
 	}
-	return f.fill(ctx, off, n)
+	return f.f, f.fill(ctx, off, n)
 }
 
 // packed is a chain index and its data files.

@@ -17,12 +17,12 @@ import (
 // LayoutSource is the store that a [Layout] shows.
 type LayoutSource interface {
 	// Chains lists the chains whose layers are all present, in any order.
-	Chains(ctx context.Context) ([]id.ChainID, error)
+	Chains(ctx context.Context) ([]id.ChainKey, error)
 	// Ancestors lists the chains beneath c, nearest first; the lowest has none.
-	Ancestors(ctx context.Context, c id.ChainID) ([]id.ChainID, error)
+	Ancestors(ctx context.Context, c id.ChainKey) ([]id.ChainKey, error)
 	// OpenLayer opens the uppermost layer of c, OpenChain all of it.
-	OpenLayer(ctx context.Context, c id.ChainID) (*Content, error)
-	OpenChain(ctx context.Context, c id.ChainID) (*Content, error)
+	OpenLayer(ctx context.Context, c id.ChainKey) (*Content, error)
+	OpenChain(ctx context.Context, c id.ChainKey) (*Content, error)
 	// Images lists the names that are known, in canonical form:
 	// docker.io/library/ubuntu:14.04, or with @sha256:… .
 	Images(ctx context.Context) ([]string, error)
@@ -329,8 +329,8 @@ func (l *Layout) status(op string, err error) fuse.Status {
 func (l *Layout) Failures() (uint64, string) { return l.faults.Get() }
 
 // chainOf returns the chain named by 64 hexadecimal digits, "" if they are not.
-func chainOf(hex string) id.ChainID {
-	c, err := id.ParseChainID("sha256:" + hex)
+func chainOf(hex string) id.ChainKey {
+	c, err := id.ParseChainKey("sha256:" + hex)
 	if err != nil {
 		return ""
 	}

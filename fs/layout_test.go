@@ -19,7 +19,7 @@ import (
 
 // store is a LayoutSource of two chains, the second on top of the first.
 type store struct {
-	chains   []id.ChainID
+	chains   []id.ChainKey
 	layers   []*packed
 	images   map[string]int // name -> chain
 	remote   map[string]int // names that only Resolve knows
@@ -29,9 +29,9 @@ type store struct {
 	resolved []string
 }
 
-func (s *store) Chains(context.Context) ([]id.ChainID, error) { return s.chains, nil }
+func (s *store) Chains(context.Context) ([]id.ChainKey, error) { return s.chains, nil }
 
-func (s *store) Ancestors(_ context.Context, c id.ChainID) ([]id.ChainID, error) {
+func (s *store) Ancestors(_ context.Context, c id.ChainKey) ([]id.ChainKey, error) {
 	i := slices.Index(s.chains, c)
 	if i < 0 {
 		return nil, fault.New(fault.NotFound, "no chain %s", c)
@@ -45,10 +45,10 @@ func (s *store) content(i int) *Content {
 	return &Content{Image: s.layers[i].img, Data: s.layers[i].data(), Release: func() { s.released++ }}
 }
 
-func (s *store) OpenLayer(_ context.Context, c id.ChainID) (*Content, error) {
+func (s *store) OpenLayer(_ context.Context, c id.ChainKey) (*Content, error) {
 	return s.content(slices.Index(s.chains, c)), nil
 }
-func (s *store) OpenChain(ctx context.Context, c id.ChainID) (*Content, error) {
+func (s *store) OpenChain(ctx context.Context, c id.ChainKey) (*Content, error) {
 	return s.OpenLayer(ctx, c)
 }
 func (s *store) Images(context.Context) ([]string, error) {
@@ -120,9 +120,9 @@ func layerIndex(t *testing.T) *packed {
 
 func TestLayout(t *testing.T) {
 	root := makeTree(t, 3, 4)
-	low := id.Chain([]id.DiffID{id.DiffID("sha256:" + strings.Repeat("a", 64))})
+	low := id.Stack([]id.LayerKey{id.LayerKey("sha256:" + strings.Repeat("a", 64))})
 	src := &store{
-		chains: []id.ChainID{low, low.Append(id.DiffID("sha256:" + strings.Repeat("b", 64)))},
+		chains: []id.ChainKey{low, low.Append(id.LayerKey("sha256:" + strings.Repeat("b", 64)))},
 		layers: []*packed{pack(t, root, 2), layerIndex(t)},
 		images: map[string]int{"docker.io/library/debian:12": 0, "localhost:5000/a/b@sha256:" + strings.Repeat("c", 64): 0},
 		remote: map[string]int{"docker.io/library/new:1": 0},

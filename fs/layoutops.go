@@ -94,7 +94,7 @@ func (l *Layout) child(ctx context.Context, p *place, name string) (*place, erro
 }
 
 // lines writes chains as a layers file has them.
-func lines(chains []id.ChainID) []byte {
+func lines(chains []id.ChainKey) []byte {
 	var b strings.Builder
 	for _, c := range chains {
 		b.WriteString(c.Hex() + "\n")

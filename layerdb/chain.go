@@ -17,8 +17,8 @@ import (
 
 // chain is an open stack of layers, shared by its handles.
 type chain struct {
-	id    id.ChainID
-	diffs []id.DiffID
+	id    id.ChainKey
+	diffs []id.LayerKey
 	ready chan struct{} // closed after err, img and layers are set
 	err   error
 	img   *erofs.Image
@@ -46,7 +46,7 @@ type Layer struct {
 }
 
 // ID returns the chain ID, "" of the empty stack.
-func (c *Chain) ID() id.ChainID { return c.c.id }
+func (c *Chain) ID() id.ChainKey { return c.c.id }
 
 // Image returns the merged tree, whose devices are Data in order.
 func (c *Chain) Image() *erofs.Image { return c.c.img }
@@ -61,7 +61,7 @@ func (c *Chain) Data() []*Data {
 }
 
 // Layers returns the diffIDs, lowest first.
-func (c *Chain) Layers() []id.DiffID { return slices.Clone(c.c.diffs) }
+func (c *Chain) Layers() []id.LayerKey { return slices.Clone(c.c.diffs) }
 
 // IndexPath returns the path of the index file, for the kernel to mount.
 func (c *Chain) IndexPath() string { return c.s.chainIndex(c.c.id) }
@@ -84,13 +84,13 @@ func (c *Chain) Release() { c.release.Do(func() { c.s.dropChain(c.c) }) }
 //
 // Errors: fault.NotFound if a layer is not stored, else what the merge or the
 // disk said.
-func (s *Store) Chain(ctx context.Context, diffs []id.DiffID) (*Chain, error) {
+func (s *Store) Chain(ctx context.Context, diffs []id.LayerKey) (*Chain, error) {
 	for _, d := range diffs {
-		if _, err := id.ParseDiffID(string(d)); err != nil {
+		if _, err := id.ParseLayerKey(string(d)); err != nil {
 			return nil, fault.New(fault.Invalid, "chain: %w", err)
 		}
 	}
-	cid := id.Chain(diffs)
+	cid := id.Stack(diffs)
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -252,7 +252,7 @@ func (s *Store) buildChain(c *chain) error {
 	return syncDir(filepath.Join(s.dir, "chains"))
 }
 
-func (s *Store) chainIndex(c id.ChainID) string {
+func (s *Store) chainIndex(c id.ChainKey) string {
 	name := c.Hex()
 	if name == "" {
 		name = emptyChain
@@ -264,7 +264,7 @@ func (s *Store) chainIndex(c id.ChainID) string {
 const emptyChain = "empty"
 
 // Layer opens one layer; fault.NotFound if it is not stored.
-func (s *Store) Layer(d id.DiffID) (*Layer, error) { return s.openLayer(d, true) }
+func (s *Store) Layer(d id.LayerKey) (*Layer, error) { return s.openLayer(d, true) }
 
 // Image returns the layer's own index, with layertar's markers in it.
 func (l *Layer) Image() *erofs.Image { return l.img }
@@ -283,7 +283,7 @@ func (l *Layer) Info() LayerInfo {
 func (l *Layer) Release() { l.release.Do(func() { l.s.dropLayer(l) }) }
 
 // openLayer returns a handle, with the layer's index open if index is set.
-func (s *Store) openLayer(d id.DiffID, index bool) (*Layer, error) {
+func (s *Store) openLayer(d id.LayerKey, index bool) (*Layer, error) {
 	if err := s.check(d); err != nil {
 		return nil, err
 	}
@@ -305,7 +305,7 @@ func (s *Store) openLayer(d id.DiffID, index bool) (*Layer, error) {
 	}
 	if index {
 		var err error
-		h.img, err = openIndex(filepath.Join(s.layerDir(d), "index"), layerLabel, []id.DiffID{d})
+		h.img, err = openIndex(filepath.Join(s.layerDir(d), "index"), layerLabel, []id.LayerKey{d})
 		if err != nil {
 			h.Release()
 			return nil, fmt.Errorf("layer %s: %w", d.Short(), err)
@@ -317,7 +317,7 @@ func (s *Store) openLayer(d id.DiffID, index bool) (*Layer, error) {
 // openData opens the data file of h's layer, or takes the descriptor that
 // another has opened meanwhile.
 func (s *Store) openData(h *Layer) error {
-	f, err := os.Open(s.dataPath(h.layer.info.DiffID))
+	f, err := os.Open(s.dataPath(h.layer.info.Key))
 	if err != nil {
 		return err
 	}

@@ -19,9 +19,9 @@ import (
 )
 
 // layers puts n layers, each with a file of its own and the file "top".
-func (p *place) putN(n int) []id.DiffID {
+func (p *place) putN(n int) []id.LayerKey {
 	p.t.Helper()
-	var diffs []id.DiffID
+	var diffs []id.LayerKey
 	for i := range n {
 		diffs = append(diffs, p.put(fmt.Sprintf("file f%d %d\nfile top %d\n", i, i, i)))
 	}
@@ -29,7 +29,7 @@ func (p *place) putN(n int) []id.DiffID {
 }
 
 // read opens a chain and returns one of its files.
-func (p *place) read(diffs []id.DiffID, name string) string {
+func (p *place) read(diffs []id.LayerKey, name string) string {
 	p.t.Helper()
 	c, err := p.Chain(context.Background(), diffs)
 	if err != nil {
@@ -51,7 +51,7 @@ func TestChain(t *testing.T) {
 
 	for _, tt := range []struct {
 		name  string
-		diffs []id.DiffID
+		diffs []id.LayerKey
 		merge string // the merge this made, "" for none
 		file  string
 		want  string
@@ -60,8 +60,8 @@ func TestChain(t *testing.T) {
 		{"again", d[:2], "", "top", "1"},
 		{"four, on the two", d, "2+2", "top", "3"},
 		{"three, on the two", d[:3], "2+1", "f0", "0"},
-		{"another order", []id.DiffID{d[1], d[0]}, "0+2", "top", "0"},
-		{"a layer twice", []id.DiffID{d[0], d[1], d[0]}, "2+1", "top", "0"},
+		{"another order", []id.LayerKey{d[1], d[0]}, "0+2", "top", "0"},
+		{"a layer twice", []id.LayerKey{d[0], d[1], d[0]}, "2+1", "top", "0"},
 		{"one layer, its chain ID the diffID", d[:1], "0+1", "top", "0"},
 	} {
 		p.merges = nil
@@ -78,7 +78,7 @@ func TestChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Release()
-	if c.ID() != id.Chain(d) || !slices.Equal(c.Layers(), d) {
+	if c.ID() != id.Stack(d) || !slices.Equal(c.Layers(), d) {
 		t.Errorf("chain is %s of %q", c.ID(), c.Layers())
 	}
 	for i, path := range append(c.DataPaths(), c.IndexPath()) {
@@ -86,7 +86,7 @@ func TestChain(t *testing.T) {
 			t.Errorf("path %d: %s: %v", i, path, err)
 		}
 	}
-	if err := c.Data()[0].Fill(ctx, 0, 512); err != nil {
+	if _, err := c.Data()[0].Fill(ctx, 0, 512); err != nil {
 		t.Error(err)
 	}
 }
@@ -118,7 +118,7 @@ func TestChainShared(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	d := p.putN(3)
-	other := []id.DiffID{d[2], d[0], d[2]}
+	other := []id.LayerKey{d[2], d[0], d[2]}
 	var wg sync.WaitGroup
 	chains := make([]*Chain, 20)
 	for i := range chains {
@@ -160,11 +160,11 @@ func TestChainErrors(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	d := p.putN(2)
-	absent := id.DiffID("sha256:" + strings.Repeat("0", 64))
-	if _, err := p.Chain(context.Background(), []id.DiffID{d[0], absent}); fault.KindOf(err) != fault.NotFound || !strings.Contains(err.Error(), "layer does not exist: "+string(absent)) {
+	absent := id.LayerKey("sha256:" + strings.Repeat("0", 64))
+	if _, err := p.Chain(context.Background(), []id.LayerKey{d[0], absent}); fault.KindOf(err) != fault.NotFound || !strings.Contains(err.Error(), "layer does not exist: "+string(absent)) {
 		t.Errorf("absent layer: %v", err)
 	}
-	if _, err := p.Chain(context.Background(), []id.DiffID{"../x"}); fault.KindOf(err) != fault.Invalid {
+	if _, err := p.Chain(context.Background(), []id.LayerKey{"../x"}); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("no digest: %v", err)
 	}
 
@@ -198,7 +198,7 @@ func TestChainErrors(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	left := make(chan error, 1)
-	swapped := []id.DiffID{d[1], d[0]}
+	swapped := []id.LayerKey{d[1], d[0]}
 	go func() { _, err := p.Chain(ctx, swapped); left <- err }()
 	<-entered
 	cancel()
@@ -285,7 +285,7 @@ func TestDamagedFiles(t *testing.T) {
 			p := newPlace(t)
 			whole := p.put("file a whole\n")
 			d := p.put("file a damaged\n")
-			if err := p.Retain("image:1", []id.DiffID{whole, d}); err != nil {
+			if err := p.Retain("image:1", []id.LayerKey{whole, d}); err != nil {
 				t.Fatal(err)
 			}
 			tt.damage(t, p, p.layerDir(d))
@@ -303,7 +303,7 @@ func TestDamagedFiles(t *testing.T) {
 				t.Error("no problem is reported")
 			}
 			if tt.absent {
-				if _, err := p.Chain(context.Background(), []id.DiffID{whole, d}); fault.KindOf(err) != fault.NotFound {
+				if _, err := p.Chain(context.Background(), []id.LayerKey{whole, d}); fault.KindOf(err) != fault.NotFound {
 					t.Errorf("chain: %v", err)
 				}
 			}
@@ -315,7 +315,7 @@ func TestDamagedFiles(t *testing.T) {
 				t.Errorf("the blob was fetched %d times, want %d", got, tt.fetches)
 			}
 			for range 2 {
-				if got := p.read([]id.DiffID{whole, d}, "a"); got != "damaged" {
+				if got := p.read([]id.LayerKey{whole, d}, "a"); got != "damaged" {
 					t.Errorf("content %q", got)
 				}
 				p.reopen()
@@ -331,7 +331,7 @@ func TestDamagedFiles(t *testing.T) {
 		p := newPlace(t)
 		d := p.putN(2)
 		p.read(d, "top")
-		write(t, p.chainIndex(id.Chain(d)), []byte(strings.Repeat("x", 4096)))
+		write(t, p.chainIndex(id.Stack(d)), []byte(strings.Repeat("x", 4096)))
 		if got := p.read(d, "top"); got != "1" || len(p.merges) != 2 || len(p.Problems()) != 1 {
 			t.Errorf("top = %q after merges %q, problems %q", got, p.merges, p.Problems())
 		}
@@ -342,7 +342,7 @@ func TestDamagedFiles(t *testing.T) {
 		p := newPlace(t)
 		d := p.putN(2)
 		p.read(d, "top")
-		flip(t, p.chainIndex(id.Chain(d)), 1600)
+		flip(t, p.chainIndex(id.Stack(d)), 1600)
 		if got := p.read(d, "top"); got != "1" || len(p.merges) != 2 || len(p.Problems()) != 1 {
 			t.Errorf("top = %q after merges %q, problems %q", got, p.merges, p.Problems())
 		}
@@ -354,7 +354,7 @@ func TestDamagedFiles(t *testing.T) {
 		p := newPlace(t)
 		d := p.putN(2)
 		p.read(d, "top")
-		files := []string{p.dataPath(d[0]), filepath.Join(p.layerDir(d[0]), "index"), p.chainIndex(id.Chain(d))}
+		files := []string{p.dataPath(d[0]), filepath.Join(p.layerDir(d[0]), "index"), p.chainIndex(id.Stack(d))}
 		var before []time.Time
 		for _, name := range files {
 			st, err := os.Stat(name)

@@ -24,9 +24,9 @@ type Data struct{ f *os.File }
 // File returns the open file; it is the store's to close.
 func (d *Data) File() *os.File { return d.f }
 
-// Fill returns when n bytes at off are present: at once, for a stored layer
-// has them all.
-func (d *Data) Fill(ctx context.Context, off, n int64) error { return nil }
+// Fill returns the file when n bytes at off are present: at once, for a stored
+// layer has them all.
+func (d *Data) Fill(ctx context.Context, off, n int64) (*os.File, error) { return d.f, nil }
 
 const (
 	holeUnit = 32 << 10  // zeros become a hole in aligned units of this many bytes

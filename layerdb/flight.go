@@ -88,7 +88,7 @@ func (s *Store) Ensure(ctx context.Context, spec Spec, report func(Step)) (exist
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		if s.Has(spec.DiffID) {
+		if s.Has(spec.DiffID.Key()) {
 			report(Step{Status: StatusExists})
 			return true, nil
 		}
@@ -96,7 +96,7 @@ func (s *Store) Ensure(ctx context.Context, spec Spec, report func(Step)) (exist
 		if err != nil {
 			return false, err
 		}
-		if err := s.wait(ctx, f, spec.DiffID, report); err != nil {
+		if err := s.wait(ctx, f, spec.DiffID.Key(), report); err != nil {
 			if f.blob != spec.Blob && ctx.Err() == nil {
 				continue
 			}
@@ -115,7 +115,7 @@ func (s *Store) join(spec Spec) (*flight, error) {
 	if s.closed {
 		return nil, fault.New(fault.Unavailable, "layer store is closed")
 	}
-	if f := s.flights[spec.DiffID]; f != nil {
+	if f := s.flights[spec.DiffID.Key()]; f != nil {
 		f.waiters++
 		return f, nil
 	}
@@ -128,13 +128,13 @@ func (s *Store) join(spec Spec) (*flight, error) {
 		step:    Step{Status: StatusWaiting, Total: max(spec.Size, 0)},
 		changed: make(chan struct{}),
 	}
-	s.flights[spec.DiffID] = f
+	s.flights[spec.DiffID.Key()] = f
 	s.wg.Go(func() {
 		defer cancel()
 		err := s.guard("layer", func() error { return s.pass(ctx, spec, f) })
 		s.mu.Lock()
-		if s.flights[spec.DiffID] == f {
-			delete(s.flights, spec.DiffID)
+		if s.flights[spec.DiffID.Key()] == f {
+			delete(s.flights, spec.DiffID.Key())
 		}
 		s.mu.Unlock()
 		f.err = err
@@ -144,7 +144,7 @@ func (s *Store) join(spec Spec) (*flight, error) {
 }
 
 // wait passes on a flight's steps until it ends or ctx does.
-func (s *Store) wait(ctx context.Context, f *flight, d id.DiffID, report func(Step)) error {
+func (s *Store) wait(ctx context.Context, f *flight, d id.LayerKey, report func(Step)) error {
 	for {
 		step, changed := f.now()
 		report(step)
@@ -161,7 +161,7 @@ func (s *Store) wait(ctx context.Context, f *flight, d id.DiffID, report func(St
 
 // leave takes a waiter away. With the last the pass stops, and is forgotten at
 // once, so that who comes now does not join it.
-func (s *Store) leave(f *flight, d id.DiffID) {
+func (s *Store) leave(f *flight, d id.LayerKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f.waiters--; f.waiters > 0 {

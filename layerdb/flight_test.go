@@ -112,7 +112,7 @@ func TestLeave(t *testing.T) {
 		if err := <-second; err != nil {
 			t.Errorf("who stayed: %v", err)
 		}
-		if !p.Has(spec.DiffID) {
+		if !p.Has(spec.DiffID.Key()) {
 			t.Error("layer is not stored")
 		}
 	})

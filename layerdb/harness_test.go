@@ -85,14 +85,14 @@ func (p *place) reopen() {
 }
 
 // put stores a layer made of an imgtest.Tar text and returns its diffID.
-func (p *place) put(text string) id.DiffID {
+func (p *place) put(text string) id.LayerKey {
 	p.t.Helper()
 	stream := tarOf(p.t, text)
 	spec := specOf(stream, stream)
 	if _, err := p.Ensure(context.Background(), spec, nil); err != nil {
 		p.t.Fatal(err)
 	}
-	return spec.DiffID
+	return spec.DiffID.Key()
 }
 
 // names lists a directory of the store.
@@ -117,7 +117,7 @@ func (p *place) nothing() {
 }
 
 // content returns a file of the layer's root, read by its own index.
-func (p *place) content(d id.DiffID, name string) ([]byte, error) {
+func (p *place) content(d id.LayerKey, name string) ([]byte, error) {
 	l, err := p.Layer(d)
 	if err != nil {
 		return nil, err

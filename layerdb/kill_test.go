@@ -56,11 +56,11 @@ func child() {
 	specs := killLayers()
 	fmt.Println("passing")
 	for {
-		var diffs []id.DiffID
+		var diffs []id.LayerKey
 		for _, spec := range specs {
 			_, err := s.Ensure(context.Background(), spec, nil)
 			fail(err)
-			diffs = append(diffs, spec.DiffID)
+			diffs = append(diffs, spec.DiffID.Key())
 			fail(s.Retain("image:1", diffs))
 			c, err := s.Chain(context.Background(), diffs)
 			fail(err)
@@ -104,10 +104,10 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, l := range list {
-			if !p.Has(l.DiffID) {
+			if !p.Has(l.DiffID.Key()) {
 				t.Errorf("round %d: layer %s is not whole", round, l.DiffID.Short())
 			}
-			if err := p.Verify(context.Background(), l.DiffID); err != nil {
+			if err := p.Verify(context.Background(), l.DiffID.Key()); err != nil {
 				t.Errorf("round %d: %v", round, err)
 			}
 		}
@@ -123,12 +123,12 @@ func TestKill(t *testing.T) {
 			}
 			img.Close()
 		}
-		var diffs []id.DiffID
+		var diffs []id.LayerKey
 		for _, spec := range specs {
 			if _, err := p.Ensure(context.Background(), spec, nil); err != nil {
 				t.Fatalf("round %d: %v", round, err)
 			}
-			diffs = append(diffs, spec.DiffID)
+			diffs = append(diffs, spec.DiffID.Key())
 		}
 		if got := p.read(diffs, "top"); got != "3" {
 			t.Errorf("round %d: top = %q", round, got)

@@ -73,7 +73,7 @@ func TestBombOfZeros(t *testing.T) {
 	if l := list[0]; l.Content != size || l.DataSize < size || l.Disk > 1<<20 {
 		t.Errorf("content %d, data %d, on disk %d: want the zeros as holes", l.Content, l.DataSize, l.Disk)
 	}
-	if err := p.Verify(context.Background(), spec.DiffID); err != nil {
+	if err := p.Verify(context.Background(), spec.DiffID.Key()); err != nil {
 		t.Error(err)
 	}
 }
@@ -91,7 +91,7 @@ func TestDiskUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l := list[0]; l.DiffID != d || float64(l.Disk) > 1.05*float64(l.StreamSize) {
+	if l := list[0]; l.Key != d || float64(l.Disk) > 1.05*float64(l.StreamSize) {
 		t.Errorf("%d bytes on disk for a stream of %d", l.Disk, l.StreamSize)
 	}
 }
@@ -151,7 +151,7 @@ func TestMillionEntries(t *testing.T) {
 	if _, err := p.Ensure(context.Background(), d, nil); err != nil {
 		t.Fatal(err)
 	}
-	l, err := p.Layer(d.DiffID)
+	l, err := p.Layer(d.DiffID.Key())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +205,7 @@ func TestFullDisk(t *testing.T) {
 		p.nothing()
 	}
 	d := p.put("file a small\n")
-	if got := p.read([]id.DiffID{d}, "a"); got != "small" {
+	if got := p.read([]id.LayerKey{d}, "a"); got != "small" {
 		t.Errorf("small layer after it: %q", got)
 	}
 
@@ -214,7 +214,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, filepath.Join(small, "filler"))
-	if _, err := p.Chain(context.Background(), []id.DiffID{d, d}); !errors.Is(err, unix.ENOSPC) {
+	if _, err := p.Chain(context.Background(), []id.LayerKey{d, d}); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("merge on a full disk: %v", err)
 	}
 	if n := p.names("tmp"); len(n) > 0 {
@@ -223,7 +223,7 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Remove(filepath.Join(small, "filler")); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.read([]id.DiffID{d, d}, "a"); got != "small" {
+	if got := p.read([]id.LayerKey{d, d}, "a"); got != "small" {
 		t.Errorf("merge after it: %q", got)
 	}
 }

@@ -18,8 +18,8 @@ import (
 
 // Report says what a GC removed.
 type Report struct {
-	Layers    []id.DiffID
-	Chains    []id.ChainID
+	Layers    []id.LayerKey
+	Chains    []id.ChainKey
 	Reclaimed int64 // bytes that were allocated on disk
 }
 
@@ -27,16 +27,16 @@ type Report struct {
 // while layers to be removed are chosen: a Retain that has returned counts.
 type ledger struct {
 	mu   sync.Mutex
-	held map[string][]id.DiffID // by owner
+	held map[string][]id.LayerKey // by owner
 }
 
 // countLocked returns the number of owners of each layer.
 //
 // Preconditions: g.mu is held.
-func (g *ledger) countLocked() map[id.DiffID]int {
-	count := map[id.DiffID]int{}
+func (g *ledger) countLocked() map[id.LayerKey]int {
+	count := map[id.LayerKey]int{}
 	for _, diffs := range g.held {
-		seen := map[id.DiffID]bool{}
+		seen := map[id.LayerKey]bool{}
 		for _, d := range diffs {
 			if !seen[d] {
 				seen[d] = true
@@ -50,12 +50,12 @@ func (g *ledger) countLocked() map[id.DiffID]int {
 // Retain makes owner hold diffs, lowest first, in place of what it held. The
 // layers need not be stored yet: a pull retains, then calls Ensure, so that
 // nothing collects its layers in between. The record is synced.
-func (s *Store) Retain(owner string, diffs []id.DiffID) error {
+func (s *Store) Retain(owner string, diffs []id.LayerKey) error {
 	if owner == "" {
 		return fault.New(fault.Invalid, "layers: owner has no name")
 	}
 	for _, d := range diffs {
-		if _, err := id.ParseDiffID(string(d)); err != nil {
+		if _, err := id.ParseLayerKey(string(d)); err != nil {
 			return fault.New(fault.Invalid, "layers of %s: %w", owner, err)
 		}
 	}
@@ -75,11 +75,18 @@ func (s *Store) Retain(owner string, diffs []id.DiffID) error {
 	return nil
 }
 
+// Held returns what owner holds, lowest first; nil if that is nothing.
+func (s *Store) Held(owner string) []id.LayerKey {
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
+	return slices.Clone(s.owned.held[owner])
+}
+
 // Release ends what owner holds, removes the layers that were the last owner's
 // and no open chain uses, and the indexes of chains that nobody can need
 // because of it. It returns the layers removed. An owner that holds nothing is
 // no error.
-func (s *Store) Release(owner string) (freed []id.DiffID, err error) {
+func (s *Store) Release(owner string) (freed []id.LayerKey, err error) {
 	s.owned.mu.Lock()
 	defer s.owned.mu.Unlock()
 	held, ok := s.owned.held[owner]
@@ -90,7 +97,7 @@ func (s *Store) Release(owner string) (freed []id.DiffID, err error) {
 		return nil, err
 	}
 	delete(s.owned.held, owner)
-	r, err := s.removeLocked(func(d id.DiffID) bool { return slices.Contains(held, d) }, prefixes(held))
+	r, err := s.removeLocked(func(d id.LayerKey) bool { return slices.Contains(held, d) }, prefixes(held))
 	return r.Layers, err
 }
 
@@ -120,7 +127,7 @@ func (s *Store) GC(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("layer store: %w", err)
 	}
 	s.owned.mu.Lock()
-	r, err := s.removeLocked(func(id.DiffID) bool { return true }, chains)
+	r, err := s.removeLocked(func(id.LayerKey) bool { return true }, chains)
 	s.owned.mu.Unlock()
 	if err != nil {
 		return r, err
@@ -150,9 +157,9 @@ func (s *Store) GC(ctx context.Context) (Report, error) {
 }
 
 // prefixes returns the chains that diffs goes through.
-func prefixes(diffs []id.DiffID) []id.ChainID {
-	list := make([]id.ChainID, 0, len(diffs))
-	var c id.ChainID
+func prefixes(diffs []id.LayerKey) []id.ChainKey {
+	list := make([]id.ChainKey, 0, len(diffs))
+	var c id.ChainKey
 	for _, d := range diffs {
 		c = c.Append(d)
 		list = append(list, c)
@@ -161,14 +168,14 @@ func prefixes(diffs []id.DiffID) []id.ChainID {
 }
 
 // storedChains lists chains/.
-func (s *Store) storedChains() ([]id.ChainID, error) {
+func (s *Store) storedChains() ([]id.ChainKey, error) {
 	names, err := readNames(filepath.Join(s.dir, "chains"))
 	if err != nil {
 		return nil, err
 	}
-	var list []id.ChainID
+	var list []id.ChainKey
 	for _, n := range names {
-		if c, err := id.ParseChainID("sha256:" + n); err == nil {
+		if c, err := id.ParseChainKey("sha256:" + n); err == nil {
 			list = append(list, c)
 		} else if n == emptyChain {
 			list = append(list, "")
@@ -183,7 +190,7 @@ func (s *Store) storedChains() ([]id.ChainID, error) {
 // what an owner holds.
 //
 // Preconditions: s.owned.mu is held.
-func (s *Store) removeLocked(may func(id.DiffID) bool, chains []id.ChainID) (Report, error) {
+func (s *Store) removeLocked(may func(id.LayerKey) bool, chains []id.ChainKey) (Report, error) {
 	var r Report
 	var graves []func() int64
 	var firstErr error
@@ -202,9 +209,9 @@ func (s *Store) removeLocked(may func(id.DiffID) bool, chains []id.ChainID) (Rep
 	changes := map[string][]byte{}
 
 	owned := s.owned.countLocked()
-	needed := map[id.ChainID]bool{}
+	needed := map[id.ChainKey]bool{}
 	for _, diffs := range s.owned.held {
-		needed[id.Chain(diffs)] = true
+		needed[id.Stack(diffs)] = true
 	}
 	s.mu.Lock()
 	for c := range s.chains {

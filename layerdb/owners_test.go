@@ -19,7 +19,7 @@ func TestOwners(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
 	d := p.putN(4)
-	name := func(list []id.DiffID) string {
+	name := func(list []id.LayerKey) string {
 		var s []string
 		for _, l := range list {
 			s = append(s, fmt.Sprint(slices.Index(d, l)))
@@ -29,7 +29,7 @@ func TestOwners(t *testing.T) {
 	}
 	check := func(step, layers, chains string) {
 		t.Helper()
-		var have []id.DiffID
+		var have []id.LayerKey
 		for _, l := range d {
 			if p.Has(l) != exists(p.layerDir(l)) {
 				t.Errorf("%s: Has and disk disagree", step)
@@ -43,7 +43,7 @@ func TestOwners(t *testing.T) {
 		}
 		var stacks []string
 		for n := 1; n <= len(d); n++ {
-			if exists(p.chainIndex(id.Chain(d[:n]))) {
+			if exists(p.chainIndex(id.Stack(d[:n]))) {
 				stacks = append(stacks, fmt.Sprint(n))
 			}
 		}
@@ -54,7 +54,7 @@ func TestOwners(t *testing.T) {
 			t.Errorf("%s: left in tmp/: %q", step, n)
 		}
 	}
-	retain := func(owner string, diffs ...id.DiffID) {
+	retain := func(owner string, diffs ...id.LayerKey) {
 		t.Helper()
 		if err := p.Retain(owner, diffs); err != nil {
 			t.Fatal(err)
@@ -80,8 +80,8 @@ func TestOwners(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, l := range list {
-		if want := []int{2, 2, 1, 0}[slices.Index(d, l.DiffID)]; l.Owners != want || l.Disk == 0 {
-			t.Errorf("layer %s: %d owners, want %d; %d bytes on disk", name([]id.DiffID{l.DiffID}), l.Owners, want, l.Disk)
+		if want := []int{2, 2, 1, 0}[slices.Index(d, l.Key)]; l.Owners != want || l.Disk == 0 {
+			t.Errorf("layer %s: %d owners, want %d; %d bytes on disk", name([]id.LayerKey{l.Key}), l.Owners, want, l.Disk)
 		}
 	}
 
@@ -110,7 +110,7 @@ func TestOwners(t *testing.T) {
 	c.Release()
 
 	r, err = p.GC(context.Background())
-	if err != nil || name(r.Layers) != "2" || len(r.Chains) != 1 || r.Chains[0] != id.Chain(d[:3]) {
+	if err != nil || name(r.Layers) != "2" || len(r.Chains) != 1 || r.Chains[0] != id.Stack(d[:3]) {
 		t.Errorf("GC after it: %+v (%v)", r, err)
 	}
 	check("GC after it", "0 1", "2")
@@ -137,7 +137,7 @@ func TestRetainFirst(t *testing.T) {
 	p := newPlace(t)
 	stream := tarOf(t, sample)
 	spec := specOf(stream, stream)
-	if err := p.Retain("pull:1", []id.DiffID{spec.DiffID}); err != nil {
+	if err := p.Retain("pull:1", []id.LayerKey{spec.DiffID.Key()}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.Ensure(context.Background(), spec, nil); err != nil {
@@ -146,7 +146,7 @@ func TestRetainFirst(t *testing.T) {
 	if r, err := p.GC(context.Background()); err != nil || len(r.Layers) > 0 {
 		t.Errorf("GC took %q (%v)", r.Layers, err)
 	}
-	if size, err := p.Size(spec.DiffID); err != nil || size != 20+700001+5 {
+	if size, err := p.Size(spec.DiffID.Key()); err != nil || size != 20+700001+5 {
 		t.Errorf("size %d (%v), want the bytes of the files", size, err)
 	}
 }

@@ -111,7 +111,7 @@ func (p *Packed) Close() { p.forget() }
 
 // Info returns what is known of a stored layer, Owners and Disk apart;
 // fault.NotFound if there is none.
-func (s *Store) Info(d id.DiffID) (LayerInfo, error) {
+func (s *Store) Info(d id.LayerKey) (LayerInfo, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.layers[d]

@@ -43,7 +43,7 @@ func TestPack(t *testing.T) {
 		if existed, err := p.Ensure(t.Context(), a.Spec(), nil); err != nil || existed != (how == "zstd") {
 			t.Errorf("%s: Ensure: %v, %v", how, existed, err)
 		}
-		if i, err := p.Info(a.DiffID); err != nil || i.StreamSize != int64(len(stream)) || i.Compression != "gzip" {
+		if i, err := p.Info(a.DiffID.Key()); err != nil || i.StreamSize != int64(len(stream)) || i.Compression != "gzip" {
 			t.Errorf("%s: Info: %+v, %v", how, i, err)
 		}
 		a.Close()
@@ -56,7 +56,7 @@ func TestPack(t *testing.T) {
 	if _, err := p.Pack(t.Context(), "xz", write); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("xz: %v", err)
 	}
-	if _, err := p.Info("sha256:" + id.DiffID(make([]byte, 64))); fault.KindOf(err) != fault.NotFound {
+	if _, err := p.Info("sha256:" + id.LayerKey(make([]byte, 64))); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("Info of nothing: %v", err)
 	}
 	if left, err := os.ReadDir(p.dir + "/tmp"); len(left) > 0 || err != nil {

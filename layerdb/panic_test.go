@@ -59,7 +59,7 @@ func TestPanic(t *testing.T) {
 	want("layer", err)
 	p.nothing()
 
-	diffs := []id.DiffID{p.put("file a one")}
+	diffs := []id.LayerKey{p.put("file a one")}
 	merge := p.Store.opts.Merge
 	p.Store.opts.Merge = func(io.Writer, *erofs.Image, []*erofs.Image) error { panic("faulty merge") }
 	_, err = p.Chain(ctx, diffs)

@@ -401,7 +401,7 @@ func (w *walk) take(b []byte) error {
 }
 
 // layerError names the layer in front of what befell it.
-func (s *Store) layerError(d id.DiffID, b id.Blob, err error) error {
+func (s *Store) layerError(d id.LayerKey, b id.Blob, err error) error {
 	name := d.Short()
 	if b != "" {
 		name = b.Short()

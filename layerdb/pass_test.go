@@ -115,18 +115,18 @@ func TestEnsure(t *testing.T) {
 			if err != nil || existed {
 				t.Fatalf("existed %v, error %v", existed, err)
 			}
-			data, err := os.ReadFile(filepath.Join(p.layerDir(spec.DiffID), "data"))
+			data, err := os.ReadFile(filepath.Join(p.layerDir(spec.DiffID.Key()), "data"))
 			if err != nil || !bytes.Equal(data, stream) {
 				t.Errorf("data is not the stream (%v)", err)
 			}
-			got, err := p.content(spec.DiffID, "big")
+			got, err := p.content(spec.DiffID.Key(), "big")
 			if err != nil || !bytes.Equal(got, imgtest.Pattern(700001)) {
 				t.Errorf("file read through the index differs (%v)", err)
 			}
 			if len(p.names("tmp")) > 0 {
 				t.Errorf("left in tmp/: %q", p.names("tmp"))
 			}
-			if p.ByBlob(spec.Blob) != spec.DiffID {
+			if p.ByBlob(spec.Blob) != spec.DiffID.Key() {
 				t.Error("blob is not known to be that layer's")
 			}
 			if existed, err := p.Ensure(context.Background(), spec, nil); !existed || err != nil {
@@ -259,7 +259,7 @@ func TestDamage(t *testing.T) {
 			if err == nil {
 				// A bit that means nothing, such as a header's time: what is
 				// stored is the stream all the same.
-				if err := p.Verify(context.Background(), spec.DiffID); err != nil {
+				if err := p.Verify(context.Background(), spec.DiffID.Key()); err != nil {
 					t.Errorf("%s, %s at its source: %v", c[0], name, err)
 				}
 				if _, err := p.GC(context.Background()); err != nil {
@@ -299,13 +299,13 @@ func TestHostileImage(t *testing.T) {
 			t.Errorf("error %v, want an integrity error", err)
 		}
 		p.nothing()
-		if p.Has(d1) || p.Has(d2) {
+		if p.Has(d1.Key()) || p.Has(d2.Key()) {
 			t.Error("something is stored under a diffID")
 		}
 		if _, err := p.Ensure(context.Background(), specOf(good, good), nil); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := p.content(d1, "passwd"); string(got) != "good" {
+		if got, err := p.content(d1.Key(), "passwd"); string(got) != "good" {
 			t.Errorf("content %q (%v)", got, err)
 		}
 	})
@@ -318,7 +318,7 @@ func TestHostileImage(t *testing.T) {
 		if existed, err := p.Ensure(context.Background(), hostile, nil); !existed || err != nil {
 			t.Errorf("existed %v, error %v", existed, err)
 		}
-		if got, err := p.content(d1, "passwd"); string(got) != "good" {
+		if got, err := p.content(d1.Key(), "passwd"); string(got) != "good" {
 			t.Errorf("content %q (%v)", got, err)
 		}
 		if p.ByBlob(hostile.Blob) != "" {
@@ -349,7 +349,7 @@ func TestHostileImage(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Errorf("genuine: %v: spoilt by the other's claim", err)
 		}
-		if got, err := p.content(d1, "passwd"); string(got) != "good" {
+		if got, err := p.content(d1.Key(), "passwd"); string(got) != "good" {
 			t.Errorf("content %q (%v)", got, err)
 		}
 	})

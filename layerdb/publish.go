@@ -22,8 +22,10 @@ func (s *Store) pass(ctx context.Context, spec Spec, f *flight) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if old, ok := s.remains(spec.DiffID); ok {
-		local := Spec{DiffID: spec.DiffID, Open: func(context.Context) (io.ReadCloser, error) { return openPart(s.dataPath(spec.DiffID), old.StreamSize) }}
+	if old, ok := s.remains(spec.DiffID.Key()); ok {
+		local := Spec{DiffID: spec.DiffID, Open: func(context.Context) (io.ReadCloser, error) {
+			return openPart(s.dataPath(spec.DiffID.Key()), old.StreamSize)
+		}}
 		if err := s.passTo(ctx, local, &old, f); err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -36,14 +38,14 @@ func (s *Store) pass(ctx context.Context, spec Spec, f *flight) error {
 		err = s.passTo(ctx, spec, nil, f)
 	}
 	if err != nil {
-		err = s.layerError(spec.DiffID, spec.Blob, err)
+		err = s.layerError(spec.DiffID.Key(), spec.Blob, err)
 	}
 	return err
 }
 
 // remains returns the record of a damaged layer whose data may be whole: then
 // a new index can be had without the network.
-func (s *Store) remains(d id.DiffID) (LayerInfo, bool) {
+func (s *Store) remains(d id.LayerKey) (LayerInfo, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.layers[d]
@@ -92,7 +94,7 @@ func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight
 	step.Status = StatusExtracting
 	f.report(step)
 
-	info := LayerInfo{DiffID: spec.DiffID, Blob: spec.Blob, BlobSize: step.Current, Compression: string(kind)}
+	info := LayerInfo{Key: spec.DiffID.Key(), DiffID: spec.DiffID, Blob: spec.Blob, BlobSize: step.Current, Compression: string(kind)}
 	if old != nil {
 		info.Blob, info.BlobSize, info.Compression = old.Blob, old.BlobSize, old.Compression
 	}
@@ -135,20 +137,20 @@ func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight
 // passes that end together the later is dropped.
 func (s *Store) publish(dir string, info LayerInfo, record []byte) error {
 	s.mu.Lock()
-	old := s.layers[info.DiffID]
+	old := s.layers[info.Key]
 	if old != nil && old.info.Damage == "" {
 		s.mu.Unlock()
 		return nil
 	}
-	target := s.layerDir(info.DiffID)
+	target := s.layerDir(info.Key)
 	grave, err := s.buryLocked(target)
 	if err == nil {
 		err = os.Rename(dir, target)
 	}
 	if err == nil {
-		s.layers[info.DiffID] = &layer{info: info, checked: true}
+		s.layers[info.Key] = &layer{info: info, checked: true}
 		if info.Blob != "" {
-			s.blobs[info.Blob] = info.DiffID
+			s.blobs[info.Blob] = info.Key
 		}
 	}
 	s.mu.Unlock()
@@ -159,9 +161,9 @@ func (s *Store) publish(dir string, info LayerInfo, record []byte) error {
 	if err := syncDir(filepath.Join(s.dir, "layers")); err != nil {
 		return err
 	}
-	changes := map[string][]byte{layerKey + info.DiffID.Hex(): record}
+	changes := map[string][]byte{layerKey + info.Key.Hex(): record}
 	if info.Blob != "" {
-		changes[blobKey+info.Blob.Hex()] = []byte(info.DiffID.Hex())
+		changes[blobKey+info.Blob.Hex()] = []byte(info.Key.Hex())
 	}
 	return s.update(changes)
 }
@@ -234,7 +236,7 @@ func syncDir(dir string) error {
 
 // Verify reads the layer's data once and compares it with the diffID.
 // fault.Integrity if it is not the same; the layer counts as absent then.
-func (s *Store) Verify(ctx context.Context, d id.DiffID) error {
+func (s *Store) Verify(ctx context.Context, d id.LayerKey) error {
 	h, err := s.Layer(d)
 	if err != nil {
 		return err
@@ -244,7 +246,7 @@ func (s *Store) Verify(ctx context.Context, d id.DiffID) error {
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", d.Short(), err)
 	}
-	if got == d {
+	if got.Key() == d {
 		return nil
 	}
 	err = fault.New(fault.Integrity, "layer %s: its data on disk is that of %s", d.Short(), got)

@@ -58,21 +58,22 @@ type Options struct {
 
 // LayerInfo is what is known of a stored layer.
 type LayerInfo struct {
-	DiffID      id.DiffID `json:"diffID"`
-	Blob        id.Blob   `json:"blob,omitempty"` // the blob it came from; "" if that had no digest
-	BlobSize    int64     `json:"blobSize"`       // bytes of that blob
-	Compression string    `json:"compression"`    // of that blob: gzip, zstd or none
-	StreamSize  int64     `json:"streamSize"`     // bytes of the tar stream
-	DataSize    int64     `json:"dataSize"`       // bytes of data: stream, padding and annex
-	DataTime    int64     `json:"dataTime"`       // of data's last change, in nanoseconds since 1970
-	Index       written   `json:"index"`
-	Content     int64     `json:"content"` // bytes of regular files, which docker calls the layer's size
-	Entries     int       `json:"entries"` // tar entries
-	Files       int       `json:"files"`   // regular files
-	Created     time.Time `json:"created"` // when the pass ended
-	Owners      int       `json:"-"`       // how many owners hold it now
-	Disk        int64     `json:"-"`       // bytes allocated on disk; filled by Layers only
-	Damage      string    `json:"-"`       // why the layer counts as absent, or ""
+	Key         id.LayerKey `json:"key"`
+	DiffID      id.DiffID   `json:"diffID"`
+	Blob        id.Blob     `json:"blob,omitempty"` // the blob it came from; "" if that had no digest
+	BlobSize    int64       `json:"blobSize"`       // bytes of that blob
+	Compression string      `json:"compression"`    // of that blob: gzip, zstd or none
+	StreamSize  int64       `json:"streamSize"`     // bytes of the tar stream
+	DataSize    int64       `json:"dataSize"`       // bytes of data: stream, padding and annex
+	DataTime    int64       `json:"dataTime"`       // of data's last change, in nanoseconds since 1970
+	Index       written     `json:"index"`
+	Content     int64       `json:"content"` // bytes of regular files, which docker calls the layer's size
+	Entries     int         `json:"entries"` // tar entries
+	Files       int         `json:"files"`   // regular files
+	Created     time.Time   `json:"created"` // when the pass ended
+	Owners      int         `json:"-"`       // how many owners hold it now
+	Disk        int64       `json:"-"`       // bytes allocated on disk; filled by Layers only
+	Damage      string      `json:"-"`       // why the layer counts as absent, or ""
 }
 
 // Store is a directory of layers and chains. Its methods may be called by
@@ -90,10 +91,10 @@ type Store struct {
 	owned ledger
 
 	mu       sync.Mutex // guards the rest
-	layers   map[id.DiffID]*layer
-	blobs    map[id.Blob]id.DiffID
-	flights  map[id.DiffID]*flight
-	chains   map[id.ChainID]*chain
+	layers   map[id.LayerKey]*layer
+	blobs    map[id.Blob]id.LayerKey
+	flights  map[id.LayerKey]*flight
+	chains   map[id.ChainKey]*chain
 	tmp      map[string]bool // names in tmp/ in use
 	problems []string
 	closed   bool
@@ -128,11 +129,11 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		log:     o.Logger,
 		slots:   make(chan struct{}, o.Passes),
 		cpus:    make(chan struct{}, runtime.GOMAXPROCS(0)),
-		layers:  map[id.DiffID]*layer{},
-		blobs:   map[id.Blob]id.DiffID{},
-		owned:   ledger{held: map[string][]id.DiffID{}},
-		flights: map[id.DiffID]*flight{},
-		chains:  map[id.ChainID]*chain{},
+		layers:  map[id.LayerKey]*layer{},
+		blobs:   map[id.Blob]id.LayerKey{},
+		owned:   ledger{held: map[string][]id.LayerKey{}},
+		flights: map[id.LayerKey]*flight{},
+		chains:  map[id.ChainKey]*chain{},
 		tmp:     map[string]bool{},
 	}
 	for _, sub := range []string{"layers", "chains", "tmp"} {
@@ -181,7 +182,7 @@ func (s *Store) load() error {
 	changes := map[string][]byte{}
 	err := metadb.Scan(s.db, layerKey, func(hex string, v []byte) error {
 		var i LayerInfo
-		if err := json.Unmarshal(v, &i); err != nil || i.DiffID.Hex() != hex {
+		if err := json.Unmarshal(v, &i); err != nil || i.Key.Hex() != hex {
 			s.problem("record of layer %s in the database is damaged; read from its file instead", short(hex))
 			return nil
 		}
@@ -196,7 +197,7 @@ func (s *Store) load() error {
 		return err
 	}
 	for _, hex := range names {
-		d, err := id.ParseDiffID("sha256:" + hex)
+		d, err := id.ParseLayerKey("sha256:" + hex)
 		if err != nil {
 			s.problem("layers/%s is not a layer", hex)
 			continue
@@ -205,7 +206,7 @@ func (s *Store) load() error {
 		if !ok {
 			var b []byte
 			if i, b, err = s.readRecord(d); err != nil {
-				s.layers[d] = &layer{info: LayerInfo{DiffID: d, Damage: err.Error()}}
+				s.layers[d] = &layer{info: LayerInfo{Key: d, Damage: err.Error()}}
 				s.problem("layer %s is damaged and counts as absent: %v", d.Short(), err)
 				continue
 			}
@@ -224,7 +225,7 @@ func (s *Store) load() error {
 	}
 	err = metadb.Scan(s.db, blobKey, func(hex string, v []byte) error {
 		b, err := id.ParseBlob("sha256:" + hex)
-		d, err2 := id.ParseDiffID("sha256:" + string(v))
+		d, err2 := id.ParseLayerKey("sha256:" + string(v))
 		if err != nil || err2 != nil || s.layers[d] == nil {
 			changes[blobKey+hex] = nil
 			return nil
@@ -236,7 +237,7 @@ func (s *Store) load() error {
 		return err
 	}
 	err = metadb.Scan(s.db, ownerKey, func(owner string, v []byte) error {
-		var list []id.DiffID
+		var list []id.LayerKey
 		if err := json.Unmarshal(v, &list); err != nil {
 			s.problem("record of owner %q is damaged; what it held may be removed", owner)
 			return nil
@@ -251,7 +252,7 @@ func (s *Store) load() error {
 }
 
 // readRecord reads a layer's own record.
-func (s *Store) readRecord(d id.DiffID) (LayerInfo, []byte, error) {
+func (s *Store) readRecord(d id.LayerKey) (LayerInfo, []byte, error) {
 	var i LayerInfo
 	b, err := os.ReadFile(filepath.Join(s.layerDir(d), "record"))
 	if err != nil {
@@ -260,14 +261,14 @@ func (s *Store) readRecord(d id.DiffID) (LayerInfo, []byte, error) {
 	if err := json.Unmarshal(b, &i); err != nil {
 		return i, nil, fmt.Errorf("record: %w", err)
 	}
-	if i.DiffID != d {
-		return i, nil, fmt.Errorf("record: is of layer %s", i.DiffID)
+	if i.Key != d {
+		return i, nil, fmt.Errorf("record: is of layer %s", i.Key)
 	}
 	return i, bytes.TrimSpace(b), nil
 }
 
 // Has reports whether the layer is stored and its files look whole.
-func (s *Store) Has(d id.DiffID) bool { return s.check(d) == nil }
+func (s *Store) Has(d id.LayerKey) bool { return s.check(d) == nil }
 
 // errAbsent is returned (wrapped) when a layer is not stored.
 var errAbsent = errors.New("layer does not exist")
@@ -276,7 +277,7 @@ var errAbsent = errors.New("layer does not exist")
 // once per process: that they exist, have the sizes and times recorded or,
 // failing that, the content, and that the index opens. A damaged layer counts
 // as absent from then on.
-func (s *Store) check(d id.DiffID) error {
+func (s *Store) check(d id.LayerKey) error {
 	s.mu.Lock()
 	l := s.layers[d]
 	s.mu.Unlock()
@@ -307,14 +308,14 @@ func (s *Store) check(d id.DiffID) error {
 // inspect looks whether a layer's files are what its record says.
 func (s *Store) inspect(i LayerInfo) error {
 	data := written{Size: i.DataSize, Time: i.DataTime}
-	if err := data.unchanged(s.dataPath(i.DiffID), func(f *os.File) error { return s.proveData(&i, f) }); err != nil {
+	if err := data.unchanged(s.dataPath(i.Key), func(f *os.File) error { return s.proveData(&i, f) }); err != nil {
 		return err
 	}
-	index := filepath.Join(s.layerDir(i.DiffID), "index")
+	index := filepath.Join(s.layerDir(i.Key), "index")
 	if err := i.Index.unchanged(index, i.Index.proveSum); err != nil {
 		return err
 	}
-	img, err := openIndex(index, layerLabel, []id.DiffID{i.DiffID})
+	img, err := openIndex(index, layerLabel, []id.LayerKey{i.Key})
 	if err != nil {
 		return err
 	}
@@ -328,12 +329,12 @@ const (
 )
 
 // openIndex opens an index and checks that it is the one meant.
-func openIndex(path, label string, layers []id.DiffID) (*erofs.Image, error) {
+func openIndex(path, label string, layers []id.LayerKey) (*erofs.Image, error) {
 	img, err := erofs.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("index: %w", err)
 	}
-	same := slices.EqualFunc(img.Devices(), layers, func(dev erofs.Device, d id.DiffID) bool { return dev.Tag == d.Hex() })
+	same := slices.EqualFunc(img.Devices(), layers, func(dev erofs.Device, d id.LayerKey) bool { return dev.Tag == d.Hex() })
 	if img.Label() != label || !same {
 		img.Close()
 		return nil, fmt.Errorf("index: %w: label %q and devices are not those of %q", erofs.ErrCorrupt, img.Label(), label)
@@ -343,7 +344,7 @@ func openIndex(path, label string, layers []id.DiffID) (*erofs.Image, error) {
 
 // Size returns the bytes of the layer's regular files, as docker counts a
 // layer; fault.NotFound if it is not stored.
-func (s *Store) Size(d id.DiffID) (int64, error) {
+func (s *Store) Size(d id.LayerKey) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.layers[d]
@@ -355,7 +356,7 @@ func (s *Store) Size(d id.DiffID) (int64, error) {
 
 // ByBlob returns the layer that a blob with this digest inflates to, "" if no
 // pass has seen that blob.
-func (s *Store) ByBlob(b id.Blob) id.DiffID {
+func (s *Store) ByBlob(b id.Blob) id.LayerKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.blobs[b]
@@ -375,21 +376,21 @@ func (s *Store) Layers() ([]LayerInfo, error) {
 	}
 	s.mu.Unlock()
 	for k := range list {
-		disk, err := diskUsage(s.layerDir(list[k].DiffID))
+		disk, err := diskUsage(s.layerDir(list[k].Key))
 		if err != nil {
-			return nil, fmt.Errorf("layer %s: %w", list[k].DiffID.Short(), err)
+			return nil, fmt.Errorf("layer %s: %w", list[k].Key.Short(), err)
 		}
 		list[k].Disk = disk
 	}
-	slices.SortFunc(list, func(a, b LayerInfo) int { return strings.Compare(string(a.DiffID), string(b.DiffID)) })
+	slices.SortFunc(list, func(a, b LayerInfo) int { return strings.Compare(string(a.Key), string(b.Key)) })
 	return list, nil
 }
 
 // Passes lists the layers on their way now, by diffID.
-func (s *Store) Passes() []id.DiffID {
+func (s *Store) Passes() []id.LayerKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]id.DiffID, 0, len(s.flights))
+	list := make([]id.LayerKey, 0, len(s.flights))
 	for d := range s.flights {
 		list = append(list, d)
 	}
@@ -421,9 +422,9 @@ func (s *Store) problemLocked(format string, args ...any) {
 	}
 }
 
-func (s *Store) layerDir(d id.DiffID) string { return filepath.Join(s.dir, "layers", d.Hex()) }
+func (s *Store) layerDir(d id.LayerKey) string { return filepath.Join(s.dir, "layers", d.Hex()) }
 
-func (s *Store) dataPath(d id.DiffID) string { return filepath.Join(s.layerDir(d), "data") }
+func (s *Store) dataPath(d id.LayerKey) string { return filepath.Join(s.layerDir(d), "data") }
 
 // update commits changes to Badger, many of them in several transactions:
 // layer records are a copy, and need not change together.

@@ -119,8 +119,8 @@ func (s *Store) proveData(i *LayerInfo, f *os.File) error {
 const chainRecord = "record"
 
 // openChainIndex opens the index of a chain, if it is what was written.
-func (s *Store) openChainIndex(layers []id.DiffID) (*erofs.Image, error) {
-	path := s.chainIndex(id.Chain(layers))
+func (s *Store) openChainIndex(layers []id.LayerKey) (*erofs.Image, error) {
+	path := s.chainIndex(id.Stack(layers))
 	text, err := os.ReadFile(filepath.Join(filepath.Dir(path), chainRecord))
 	if err != nil {
 		return nil, err

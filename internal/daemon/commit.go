@@ -42,7 +42,7 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 	if err != nil {
 		return res, fault.WithHint(err, "its config is needed; imgfs pull %s", fault.Word(s.image.name))
 	}
-	if !slices.Equal(base.DiffIDs(), s.image.layers) {
+	if !slices.Equal(e.keysOf(&base), s.image.layers) {
 		return res, fault.New(fault.Conflict, "image %s is not the one that the upper lies on", s.image.name)
 	}
 	made := commitment{base: base, req: req, created: time.Now().UTC()}
@@ -66,7 +66,8 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 		return res, err
 	}
 	owner := pullOwner + newID()
-	if err := e.layers.Retain(owner, img.DiffIDs()); err != nil {
+	keys := made.keys(s.image.layers)
+	if err := e.layers.Retain(owner, keys); err != nil {
 		return res, err
 	}
 	defer func() {
@@ -80,7 +81,7 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 		}
 	}
 	res.Digest = img.ManifestDigest
-	res.ID, err = e.putCommitted(img, made.layer, name)
+	res.ID, err = e.putCommitted(img, keys, made.layer, name)
 	return res, err
 }
 
@@ -106,10 +107,10 @@ func commitName(name string) (string, error) {
 
 // putCommitted records a committed image whose layers are all there, and keeps
 // the blob of its layer, nil if it has none of its own.
-func (e *engine) putCommitted(img imagedb.Image, p *layerdb.Packed, name string) (id.ImageID, error) {
+func (e *engine) putCommitted(img imagedb.Image, keys []id.LayerKey, p *layerdb.Packed, name string) (id.ImageID, error) {
 	e.names.Lock()
 	defer e.names.Unlock()
-	if err := e.layers.Retain(imageOwner+string(id.ImageIDOf(img.Config)), img.DiffIDs()); err != nil {
+	if err := e.layers.Retain(imageOwner+string(id.ImageIDOf(img.Config)), keys); err != nil {
 		return "", err
 	}
 	if p != nil {
@@ -137,6 +138,14 @@ type commitment struct {
 	created time.Time
 	layer   *layerdb.Packed            // nil: nothing was changed
 	config  map[string]json.RawMessage // of the new image, but for history and rootfs
+}
+
+// keys returns the stored layers of the new image, base being those below.
+func (m *commitment) keys(base []id.LayerKey) []id.LayerKey {
+	if m.layer == nil {
+		return base
+	}
+	return append(slices.Clone(base), m.layer.DiffID.Key())
 }
 
 // setConfig sets the config but for history and rootfs. All that is not known
@@ -262,6 +271,7 @@ func (m *commitment) descriptors(e *engine) ([]descriptor, error) {
 	if m.base.Manifest != nil {
 		_ = json.Unmarshal(m.base.Manifest, &old) // one of another form says nothing here
 	}
+	keys := e.keysOf(&m.base)
 	list := make([]descriptor, 0, len(m.base.Layers)+1)
 	for i, l := range m.base.Layers {
 		if i < len(old.Layers) && l.Blob != "" && old.Layers[i].Digest == l.Blob {
@@ -270,7 +280,7 @@ func (m *commitment) descriptors(e *engine) ([]descriptor, error) {
 			list = append(list, d)
 			continue
 		}
-		info, err := e.layers.Info(l.DiffID)
+		info, err := e.layers.Info(keys[i])
 		if err != nil {
 			return nil, err
 		}

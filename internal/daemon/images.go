@@ -117,8 +117,8 @@ func (e *engine) familiar(imageID id.ImageID) (tags, digests []string) {
 // a missing layer counts nothing.
 func (e *engine) size(img imagedb.Image) int64 {
 	var sum int64
-	for _, l := range img.Layers {
-		n, err := e.layers.Size(l.DiffID)
+	for _, k := range e.keysOf(&img) {
+		n, err := e.layers.Size(k)
 		if err == nil {
 			sum += n
 		}

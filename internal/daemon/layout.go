@@ -38,24 +38,24 @@ func (e *engine) openLayout(r *record) (*tree, error) {
 
 // stacks returns the chains of all images, and of all stacks below them, whose
 // layers are there: the layers of each, lowest first.
-func (s *layoutSource) stacks() map[id.ChainID][]id.DiffID {
-	all := map[id.ChainID][]id.DiffID{}
+func (s *layoutSource) stacks() map[id.ChainKey][]id.LayerKey {
+	all := map[id.ChainKey][]id.LayerKey{}
 	for _, img := range s.e.images.List() {
-		diffs := img.DiffIDs()
-		var c id.ChainID
-		for i, d := range diffs {
+		keys := s.e.keysOf(&img)
+		var c id.ChainKey
+		for i, d := range keys {
 			if !s.e.layers.Has(d) {
 				break
 			}
 			c = c.Append(d)
-			all[c] = diffs[:i+1]
+			all[c] = keys[:i+1]
 		}
 	}
 	return all
 }
 
 // stack returns the layers of one chain, lowest first.
-func (s *layoutSource) stack(c id.ChainID) ([]id.DiffID, error) {
+func (s *layoutSource) stack(c id.ChainKey) ([]id.LayerKey, error) {
 	diffs, ok := s.stacks()[c]
 	if !ok {
 		return nil, fault.New(fault.NotFound, "no such chain: %s", c)
@@ -64,18 +64,18 @@ func (s *layoutSource) stack(c id.ChainID) ([]id.DiffID, error) {
 }
 
 // Chains implements fs.LayoutSource.
-func (s *layoutSource) Chains(context.Context) ([]id.ChainID, error) {
+func (s *layoutSource) Chains(context.Context) ([]id.ChainKey, error) {
 	return slices.Collect(maps.Keys(s.stacks())), nil
 }
 
 // Ancestors implements fs.LayoutSource.
-func (s *layoutSource) Ancestors(_ context.Context, c id.ChainID) ([]id.ChainID, error) {
+func (s *layoutSource) Ancestors(_ context.Context, c id.ChainKey) ([]id.ChainKey, error) {
 	diffs, err := s.stack(c)
 	if err != nil {
 		return nil, err
 	}
-	var list []id.ChainID
-	var below id.ChainID
+	var list []id.ChainKey
+	var below id.ChainKey
 	for _, d := range diffs[:len(diffs)-1] {
 		below = below.Append(d)
 		list = append(list, below)
@@ -85,7 +85,7 @@ func (s *layoutSource) Ancestors(_ context.Context, c id.ChainID) ([]id.ChainID,
 }
 
 // OpenLayer implements fs.LayoutSource.
-func (s *layoutSource) OpenLayer(_ context.Context, c id.ChainID) (*fs.Content, error) {
+func (s *layoutSource) OpenLayer(_ context.Context, c id.ChainKey) (*fs.Content, error) {
 	diffs, err := s.stack(c)
 	if err != nil {
 		return nil, err
@@ -98,7 +98,7 @@ func (s *layoutSource) OpenLayer(_ context.Context, c id.ChainID) (*fs.Content, 
 }
 
 // OpenChain implements fs.LayoutSource.
-func (s *layoutSource) OpenChain(ctx context.Context, c id.ChainID) (*fs.Content, error) {
+func (s *layoutSource) OpenChain(ctx context.Context, c id.ChainKey) (*fs.Content, error) {
 	diffs, err := s.stack(c)
 	if err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func (s *layoutSource) OpenChain(ctx context.Context, c id.ChainID) (*fs.Content
 	return s.content(ctx, diffs)
 }
 
-func (s *layoutSource) content(ctx context.Context, diffs []id.DiffID) (*fs.Content, error) {
+func (s *layoutSource) content(ctx context.Context, diffs []id.LayerKey) (*fs.Content, error) {
 	c, err := s.e.layers.Chain(ctx, diffs)
 	if err != nil {
 		return nil, err

@@ -24,8 +24,17 @@ const (
 // image is a stored image, as a mount needs it.
 type image struct {
 	id     id.ImageID
-	name   string      // familiar form of what was asked for
-	layers []id.DiffID // lowest first
+	name   string        // familiar form of what was asked for
+	layers []id.LayerKey // lowest first
+}
+
+// keysOf returns the stored layers of an image, lowest first: those that it
+// retains, which are its diffIDs unless a layer came in unproven.
+func (e *engine) keysOf(img *imagedb.Image) []id.LayerKey {
+	if held := e.layers.Held(imageOwner + string(img.ID)); len(held) == len(img.Layers) {
+		return held
+	}
+	return id.Keys(img.DiffIDs())
 }
 
 // Pull implements engineapi.Puller.
@@ -83,12 +92,12 @@ func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.Pu
 		report(engineapi.Progress{ID: tag, Status: "Pulling from " + ref.Path()})
 	}
 
-	diffs := make([]id.DiffID, len(img.Layers))
+	keys := make([]id.LayerKey, len(img.Layers))
 	for i, l := range img.Layers {
-		diffs[i] = l.DiffID
+		keys[i] = l.DiffID.Key()
 	}
 	owner := pullOwner + newID()
-	if err := e.layers.Retain(owner, diffs); err != nil {
+	if err := e.layers.Retain(owner, keys); err != nil {
 		return res, err
 	}
 	defer func() {
@@ -99,7 +108,7 @@ func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.Pu
 	if err := e.ensure(ctx, img, report); err != nil {
 		return res, err
 	}
-	existed, err := e.putImage(ref, img, diffs)
+	existed, err := e.putImage(ref, img, keys)
 	res.UpToDate = existed
 	return res, err
 }
@@ -159,7 +168,7 @@ func (e *engine) ensure(ctx context.Context, img *fetch.Image, report func(engin
 			report(engineapi.Progress{ID: name, Status: status, Current: current, Total: total})
 		}
 		g.Go(func() error {
-			if !e.layers.Has(l.DiffID) {
+			if !e.layers.Has(l.DiffID.Key()) {
 				show("Pulling fs layer", 0, 0)
 			}
 			spec := layerdb.Spec{
@@ -176,7 +185,7 @@ func (e *engine) ensure(ctx context.Context, img *fetch.Image, report func(engin
 
 // putImage records an image whose layers are all there; existed says that
 // nothing was new.
-func (e *engine) putImage(ref fetch.Reference, img *fetch.Image, diffs []id.DiffID) (existed bool, err error) {
+func (e *engine) putImage(ref fetch.Reference, img *fetch.Image, keys []id.LayerKey) (existed bool, err error) {
 	e.names.Lock()
 	defer e.names.Unlock()
 	tag, digest := names(ref, img.Digest)
@@ -189,7 +198,7 @@ func (e *engine) putImage(ref fetch.Reference, img *fetch.Image, diffs []id.Diff
 			}
 		}
 	}
-	if err := e.layers.Retain(imageOwner+string(img.ID), diffs); err != nil {
+	if err := e.layers.Retain(imageOwner+string(img.ID), keys); err != nil {
 		return false, err
 	}
 	rec := imagedb.Image{

@@ -19,21 +19,21 @@ const mountKey = "daemon/mount/"
 // record is what the store remembers of a live mount: all that is needed to
 // make it again without a registry or an image's record.
 type record struct {
-	ID      string      `json:"id"`
-	Target  string      `json:"target"`
-	Source  string      `json:"source"`
-	Image   string      `json:"image,omitempty"`
-	ImageID id.ImageID  `json:"imageID,omitempty"`
-	ChainID id.ChainID  `json:"chainID,omitempty"`
-	Layers  []id.DiffID `json:"layers,omitempty"` // lowest first
-	Driver  string      `json:"driver"`
-	Layout  bool        `json:"layout,omitempty"`
-	Suid    bool        `json:"suid,omitempty"`
-	Dev     bool        `json:"dev,omitempty"`
-	MountNS string      `json:"mountNS"`
-	UserNS  string      `json:"userNS"`
-	Device  string      `json:"device,omitempty"` // erofs, overlay: major:minor
-	Created time.Time   `json:"created"`
+	ID      string        `json:"id"`
+	Target  string        `json:"target"`
+	Source  string        `json:"source"`
+	Image   string        `json:"image,omitempty"`
+	ImageID id.ImageID    `json:"imageID,omitempty"`
+	ChainID id.ChainKey   `json:"chainID,omitempty"`
+	Layers  []id.LayerKey `json:"layers,omitempty"` // lowest first
+	Driver  string        `json:"driver"`
+	Layout  bool          `json:"layout,omitempty"`
+	Suid    bool          `json:"suid,omitempty"`
+	Dev     bool          `json:"dev,omitempty"`
+	MountNS string        `json:"mountNS"`
+	UserNS  string        `json:"userNS"`
+	Device  string        `json:"device,omitempty"` // erofs, overlay: major:minor
+	Created time.Time     `json:"created"`
 
 	// Writable: the upper is either the store's, by name, or the user's directory.
 	Mode     string `json:"mode,omitempty"` // ro ("" too) or rw

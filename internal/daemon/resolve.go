@@ -62,7 +62,7 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 			if !byID {
 				name = ref.Familiar()
 			}
-			return image{id: known.ID, name: name, layers: known.DiffIDs()}, nil
+			return image{id: known.ID, name: name, layers: e.keysOf(&known)}, nil
 		}
 	} else if err != nil && fault.KindOf(err) != fault.NotFound {
 		return image{}, err
@@ -84,7 +84,7 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 	if err != nil {
 		return image{}, err
 	}
-	return image{id: img.ID, name: ref.Familiar(), layers: img.DiffIDs()}, nil
+	return image{id: img.ID, name: ref.Familiar(), layers: e.keysOf(&img)}, nil
 }
 
 // upToDate returns the stored image if it is what ref names now for the
@@ -115,8 +115,8 @@ func (e *engine) upToDate(ctx context.Context, c *fetch.Client, ref fetch.Refere
 
 // complete reports whether all layers of img are there.
 func (e *engine) complete(img imagedb.Image) bool {
-	for _, l := range img.Layers {
-		if !e.layers.Has(l.DiffID) {
+	for _, k := range e.keysOf(&img) {
+		if !e.layers.Has(k) {
 			return false
 		}
 	}

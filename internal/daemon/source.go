@@ -139,7 +139,7 @@ func (e *engine) sourceImage(s *source, name string) error {
 	if err != nil {
 		return fault.WithHint(err, "see imgfs images, imgfs upper ls and imgfs mounts")
 	}
-	s.image = image{id: img.ID, name: img.ID.Short(), layers: img.DiffIDs()}
+	s.image = image{id: img.ID, name: img.ID.Short(), layers: e.keysOf(&img)}
 	if n := ref.String(); n != "" {
 		s.image.name = ref.Familiar()
 	}

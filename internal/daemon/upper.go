@@ -400,5 +400,5 @@ func (e *engine) imageOver(ctx context.Context, req engineapi.MountRequest, info
 func (r *record) setImage(img image) {
 	r.Image, r.ImageID, r.Source = img.name, img.id, img.name
 	r.Layers = img.layers
-	r.ChainID = id.Chain(r.Layers)
+	r.ChainID = id.Stack(r.Layers)
 }

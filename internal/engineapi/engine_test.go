@@ -109,7 +109,7 @@ func (e *engine) ConvertUpper(_ context.Context, name string, req ConvertRequest
 func (e *engine) Status(context.Context) (Status, error) { return Status{Version: "v", Images: 2}, nil }
 
 func (e *engine) GC(context.Context) (GCReport, error) {
-	return GCReport{Layers: []id.DiffID{"l"}, Reclaimed: 5}, e.err
+	return GCReport{Layers: []id.LayerKey{"l"}, Reclaimed: 5}, e.err
 }
 
 func (e *engine) Shutdown(_ context.Context, force bool) (<-chan struct{}, error) {

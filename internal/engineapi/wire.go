@@ -134,20 +134,20 @@ type Error struct {
 
 // Mount is a live mount.
 type Mount struct {
-	ID       string     `json:"id"`
-	Target   string     `json:"target"`
-	Image    string     `json:"image,omitempty"` // as asked for, familiar form
-	ImageID  id.ImageID `json:"imageID,omitempty"`
-	ChainID  id.ChainID `json:"chainID,omitempty"`
-	Driver   string     `json:"driver"`
-	Mode     string     `json:"mode"`               // ro, rw
-	Upper    string     `json:"upper,omitempty"`    // name of the store's upper
-	UpperDir string     `json:"upperDir,omitempty"` // directory of an upper of the user's
-	Tmp      bool       `json:"tmp,omitempty"`      // changes are dropped at the end
-	Foreign  bool       `json:"foreign,omitempty"`  // the upper was made on another image
-	Layout   bool       `json:"layout,omitempty"`
-	Created  time.Time  `json:"created"`
-	Stats    MountStats `json:"stats"`
+	ID       string      `json:"id"`
+	Target   string      `json:"target"`
+	Image    string      `json:"image,omitempty"` // as asked for, familiar form
+	ImageID  id.ImageID  `json:"imageID,omitempty"`
+	ChainID  id.ChainKey `json:"chainID,omitempty"`
+	Driver   string      `json:"driver"`
+	Mode     string      `json:"mode"`               // ro, rw
+	Upper    string      `json:"upper,omitempty"`    // name of the store's upper
+	UpperDir string      `json:"upperDir,omitempty"` // directory of an upper of the user's
+	Tmp      bool        `json:"tmp,omitempty"`      // changes are dropped at the end
+	Foreign  bool        `json:"foreign,omitempty"`  // the upper was made on another image
+	Layout   bool        `json:"layout,omitempty"`
+	Created  time.Time   `json:"created"`
+	Stats    MountStats  `json:"stats"`
 }
 
 // MountStats counts FUSE requests since the mount.
@@ -169,20 +169,20 @@ type MountStats struct {
 // Upper is one element of GET /imgfs/v1/uppers: the changes that one writable
 // mount made, or is making.
 type Upper struct {
-	Name     string      `json:"name"`
-	Path     string      `json:"path"`            // of the directory that holds diff/ and upper.json
-	Image    string      `json:"image,omitempty"` // as it was asked for
-	ImageID  id.ImageID  `json:"imageID,omitempty"`
-	ChainID  id.ChainID  `json:"chainID,omitempty"`
-	Layers   []id.DiffID `json:"layers,omitempty"` // lowest first; they are kept for it
-	Created  time.Time   `json:"created"`
-	Size     int64       `json:"size"`               // bytes allocated on disk
-	Xattrs   string      `json:"xattrs,omitempty"`   // trusted or user: the names of overlayfs' attributes
-	Override bool        `json:"override,omitempty"` // owners and modes stand in an attribute
-	MountID  string      `json:"mountID,omitempty"`  // of the mount that uses it
-	Target   string      `json:"target,omitempty"`   // where that is
-	Tmp      bool        `json:"tmp,omitempty"`      // goes with its mount
-	Problem  string      `json:"problem,omitempty"`  // why nothing is known of it
+	Name     string        `json:"name"`
+	Path     string        `json:"path"`            // of the directory that holds diff/ and upper.json
+	Image    string        `json:"image,omitempty"` // as it was asked for
+	ImageID  id.ImageID    `json:"imageID,omitempty"`
+	ChainID  id.ChainKey   `json:"chainID,omitempty"`
+	Layers   []id.LayerKey `json:"layers,omitempty"` // lowest first; they are kept for it
+	Created  time.Time     `json:"created"`
+	Size     int64         `json:"size"`               // bytes allocated on disk
+	Xattrs   string        `json:"xattrs,omitempty"`   // trusted or user: the names of overlayfs' attributes
+	Override bool          `json:"override,omitempty"` // owners and modes stand in an attribute
+	MountID  string        `json:"mountID,omitempty"`  // of the mount that uses it
+	Target   string        `json:"target,omitempty"`   // where that is
+	Tmp      bool          `json:"tmp,omitempty"`      // goes with its mount
+	Problem  string        `json:"problem,omitempty"`  // why nothing is known of it
 
 	Problems []UpperProblem `json:"problems,omitempty"` // what CheckUpper found
 }
@@ -217,9 +217,9 @@ type Status struct {
 
 // GCReport is the reply of POST /imgfs/v1/gc.
 type GCReport struct {
-	Layers    []id.DiffID  `json:"layers"`
-	Chains    []id.ChainID `json:"chains"`
-	Reclaimed int64        `json:"reclaimed"` // bytes
+	Layers    []id.LayerKey `json:"layers"`
+	Chains    []id.ChainKey `json:"chains"`
+	Reclaimed int64         `json:"reclaimed"` // bytes
 }
 
 // Version is the reply of GET /version.

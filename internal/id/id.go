@@ -1,11 +1,16 @@
-// Package id holds the four identities of image content as distinct types,
-// so that one can never be passed where another is meant.
+// Package id holds the identities of image content as distinct types, so that
+// one can never be passed where another is meant.
 //
 //   - [Blob] is the digest of bytes as a registry serves them: a manifest, a
 //     config, a (usually compressed) layer.
 //   - [DiffID] is the digest of a layer's uncompressed tar stream.
 //   - [ChainID] names a stack of layers: what they give when applied in order.
 //   - [ImageID] is the digest of an image's config.
+//   - [LayerKey] names a layer as it is stored here. It is the layer's diffID
+//     if the content is proven to be what that says, and is kept as the tar
+//     stream itself; else it is a digest that no diffID can be, see [Unproven].
+//   - [ChainKey] names a stack of stored layers, as a chain ID does a stack of
+//     diffIDs; it is the chain ID if all their keys are diffIDs.
 //
 // All are written "sha256:" and 64 lower-case hexadecimal digits. The zero
 // value "" means none; every non-empty value obtained from a Parse function
@@ -35,6 +40,12 @@ type ChainID string
 // ImageID is the digest of an image's config.
 type ImageID string
 
+// LayerKey names a stored layer.
+type LayerKey string
+
+// ChainKey names a stack of stored layers.
+type ChainKey string
+
 const prefix = "sha256:"
 
 // ParseBlob returns s as a Blob, or an error if it is not a sha256 digest.
@@ -48,6 +59,12 @@ func ParseChainID(s string) (ChainID, error) { return parse[ChainID](s) }
 
 // ParseImageID returns s as an ImageID, or an error if it is not a sha256 digest.
 func ParseImageID(s string) (ImageID, error) { return parse[ImageID](s) }
+
+// ParseLayerKey returns s as a LayerKey, or an error if it is not a sha256 digest.
+func ParseLayerKey(s string) (LayerKey, error) { return parse[LayerKey](s) }
+
+// ParseChainKey returns s as a ChainKey, or an error if it is not a sha256 digest.
+func ParseChainKey(s string) (ChainKey, error) { return parse[ChainKey](s) }
 
 // BlobOf returns the digest of b.
 func BlobOf(b []byte) Blob { return of[Blob](b) }
@@ -78,6 +95,40 @@ func (c ChainID) Append(d DiffID) ChainID {
 	return of[ChainID]([]byte(string(c) + " " + string(d)))
 }
 
+// Key returns the key under which the layer's stream is stored once it is proven.
+func (d DiffID) Key() LayerKey { return LayerKey(d) }
+
+// Keys returns the keys of layers whose streams are proven.
+func Keys(layers []DiffID) []LayerKey {
+	keys := make([]LayerKey, len(layers))
+	for i, d := range layers {
+		keys[i] = d.Key()
+	}
+	return keys
+}
+
+// Unproven returns the key of a layer whose content is not proven, or is not
+// kept as its tar stream: it depends on the form of what is kept, on the blob,
+// and on the index that says what the blob holds. The text that is hashed is
+// none that a layer can consist of, a tar, so no diffID equals it.
+func Unproven(form string, blob, index Blob) LayerKey {
+	return of[LayerKey]([]byte("imgfs layer 1\n" + form + "\n" + string(blob) + "\n" + string(index) + "\n"))
+}
+
+// Stack returns the key of a stack of layers, lowest first; "" for none.
+func Stack(layers []LayerKey) ChainKey {
+	var c ChainKey
+	for _, k := range layers {
+		c = c.Append(k)
+	}
+	return c
+}
+
+// Append returns the key of c with k on top, by the rule of chain IDs.
+func (c ChainKey) Append(k LayerKey) ChainKey {
+	return ChainKey(ChainID(c).Append(DiffID(k)))
+}
+
 // Hex returns the 64 hexadecimal digits, "" for the zero value.
 func (b Blob) Hex() string { return hexOf(b) }
 
@@ -89,6 +140,12 @@ func (c ChainID) Hex() string { return hexOf(c) }
 
 // Hex returns the 64 hexadecimal digits, "" for the zero value.
 func (i ImageID) Hex() string { return hexOf(i) }
+
+// Hex returns the 64 hexadecimal digits, "" for the zero value.
+func (k LayerKey) Hex() string { return hexOf(k) }
+
+// Hex returns the 64 hexadecimal digits, "" for the zero value.
+func (c ChainKey) Hex() string { return hexOf(c) }
 
 // Short returns the first 12 hexadecimal digits, as docker prints them.
 func (b Blob) Short() string { return short(b) }
@@ -102,6 +159,12 @@ func (c ChainID) Short() string { return short(c) }
 // Short returns the first 12 hexadecimal digits, as docker prints them.
 func (i ImageID) Short() string { return short(i) }
 
+// Short returns the first 12 hexadecimal digits, as docker prints them.
+func (k LayerKey) Short() string { return short(k) }
+
+// Short returns the first 12 hexadecimal digits, as docker prints them.
+func (c ChainKey) Short() string { return short(c) }
+
 // UnmarshalText refuses everything that is not a digest or empty.
 func (b *Blob) UnmarshalText(t []byte) error { return unmarshal(b, t) }
 
@@ -113,6 +176,12 @@ func (c *ChainID) UnmarshalText(t []byte) error { return unmarshal(c, t) }
 
 // UnmarshalText refuses everything that is not a digest or empty.
 func (i *ImageID) UnmarshalText(t []byte) error { return unmarshal(i, t) }
+
+// UnmarshalText refuses everything that is not a digest or empty.
+func (k *LayerKey) UnmarshalText(t []byte) error { return unmarshal(k, t) }
+
+// UnmarshalText refuses everything that is not a digest or empty.
+func (c *ChainKey) UnmarshalText(t []byte) error { return unmarshal(c, t) }
 
 func parse[T ~string](s string) (T, error) {
 	d, err := digest.Parse(s)

@@ -81,3 +81,24 @@ func TestShort(t *testing.T) {
 		t.Errorf("zero value: hex %q, short %q", z.Hex(), z.Short())
 	}
 }
+
+// A stack of proven layers has the chain ID; an unproven layer has a key that
+// depends on all it is made of.
+func TestKeys(t *testing.T) {
+	layers := []DiffID{of[DiffID]([]byte("a")), of[DiffID]([]byte("b")), of[DiffID]([]byte("c"))}
+	if got, want := Stack(Keys(layers)), ChainKey(Chain(layers)); got != want {
+		t.Errorf("stack of proven layers: %s, want the chain ID %s", got, want)
+	}
+	seen := map[LayerKey]bool{}
+	for _, form := range []string{"stream", "packed"} {
+		for _, blob := range []Blob{"", BlobOf(nil)} {
+			for _, index := range []Blob{"", BlobOf(nil), BlobOf([]byte("a"))} {
+				k := Unproven(form, blob, index)
+				if _, err := ParseLayerKey(string(k)); err != nil || seen[k] {
+					t.Errorf("key %s: seen %v, %v", k, seen[k], err)
+				}
+				seen[k] = true
+			}
+		}
+	}
+}

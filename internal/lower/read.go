@@ -14,23 +14,22 @@ import (
 
 // Data is one device of a chain: a layer's data file.
 type Data interface {
-	// File returns the file that holds the bytes. It is asked for at each
-	// read, so that a store may replace a file.
-	File() *os.File
-	// Fill returns when the n bytes at off are present in the file, at once if
-	// they are. It returns an error when they will not be, or ctx's when the
-	// caller gives up waiting; the work goes on without it.
-	Fill(ctx context.Context, off, n int64) error
+	// Fill returns when the n bytes at off are present, at once if they are,
+	// and the file that they are in: in that file they stay, even if the store
+	// goes on with another. It returns an error when they will not be present,
+	// or ctx's when the caller gives up waiting; the work goes on without it.
+	Fill(ctx context.Context, off, n int64) (*os.File, error)
 }
 
 // Read fills buf from byte off of a regular file. It returns less than
 // len(buf) only at the end of the file, and never invents a byte.
 func (t *Tree) Read(ctx context.Context, n erofs.NID, off uint64, buf []byte) (int, error) {
 	return t.readWith(n, off, buf, func(d Data, dst []byte, at int64) error {
-		if err := d.Fill(ctx, at, int64(len(dst))); err != nil {
+		f, err := d.Fill(ctx, at, int64(len(dst)))
+		if err != nil {
 			return err
 		}
-		got, err := d.File().ReadAt(dst, at)
+		got, err := f.ReadAt(dst, at)
 		if got < len(dst) {
 			if err == nil || err == io.EOF {
 				err = fmt.Errorf("data file ends at %d, wanted %d bytes at %d: %w", at+int64(got), len(dst), at, io.ErrUnexpectedEOF)
@@ -80,10 +79,10 @@ func (t *Tree) TryRead(blind *atomic.Bool, n erofs.NID, off uint64, buf []byte) 
 		return 0, false
 	}
 	done, err := t.readWith(n, off, buf, func(d Data, dst []byte, at int64) error {
-		if err := d.Fill(t.ended, at, int64(len(dst))); err != nil {
+		f, err := d.Fill(t.ended, at, int64(len(dst)))
+		if err != nil {
 			return err
 		}
-		f := d.File()
 		got, err := unix.Preadv2(int(f.Fd()), [][]byte{dst}, at, unix.RWF_NOWAIT)
 		runtime.KeepAlive(f)
 		switch {

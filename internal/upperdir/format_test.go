@@ -26,8 +26,8 @@ func newDir(t *testing.T, i Info) *Dir {
 
 func TestLife(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "u")
-	layer := id.DiffIDFrom([32]byte{1})
-	d, err := Create(path, Info{Name: "x-1", Image: "x:1", Layers: []id.DiffID{layer}, ChainID: id.Chain([]id.DiffID{layer})})
+	layer := id.DiffIDFrom([32]byte{1}).Key()
+	d, err := Create(path, Info{Name: "x-1", Image: "x:1", Layers: []id.LayerKey{layer}, ChainID: id.Stack([]id.LayerKey{layer})})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +327,7 @@ func FuzzInfo(f *testing.F) {
 	f.Add([]byte(`{"version":1,"xattrs":"user","override":true}`))
 	f.Add([]byte(`{"version":1,"xattrs":"trusted","layers":["sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"],"chainID":"sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if i, err := parseInfo(b); err == nil && i.ChainID != id.Chain(i.Layers) {
+		if i, err := parseInfo(b); err == nil && i.ChainID != id.Stack(i.Layers) {
 			t.Errorf("%s: %+v", b, i)
 		}
 	})

@@ -14,15 +14,15 @@ import (
 
 // Info is what an upper says of itself: upper.json.
 type Info struct {
-	Version  int         `json:"version"`        // of the format: 1
-	Name     string      `json:"name,omitempty"` // in the store; "" of a directory elsewhere
-	Image    string      `json:"image"`          // reference or ID that it was first mounted with
-	ImageID  id.ImageID  `json:"imageID,omitempty"`
-	ChainID  id.ChainID  `json:"chainID,omitempty"` // what it lies on; "" is the empty stack
-	Layers   []id.DiffID `json:"layers"`            // of the chain, lowest first
-	Created  time.Time   `json:"created"`
-	Xattrs   string      `json:"xattrs"` // Trusted or User
-	Override bool        `json:"override"`
+	Version  int           `json:"version"`        // of the format: 1
+	Name     string        `json:"name,omitempty"` // in the store; "" of a directory elsewhere
+	Image    string        `json:"image"`          // reference or ID that it was first mounted with
+	ImageID  id.ImageID    `json:"imageID,omitempty"`
+	ChainID  id.ChainKey   `json:"chainID,omitempty"` // what it lies on; "" is the empty stack
+	Layers   []id.LayerKey `json:"layers"`            // of the chain, lowest first
+	Created  time.Time     `json:"created"`
+	Xattrs   string        `json:"xattrs"` // Trusted or User
+	Override bool          `json:"override"`
 }
 
 const (
@@ -47,11 +47,11 @@ func parseInfo(b []byte) (Info, error) {
 		return Info{}, damaged("%s: image ID %q", infoName, i.ImageID)
 	}
 	for _, d := range i.Layers {
-		if _, err := id.ParseDiffID(string(d)); err != nil {
+		if _, err := id.ParseLayerKey(string(d)); err != nil {
 			return Info{}, damaged("%s: layer %q", infoName, d)
 		}
 	}
-	if i.ChainID != id.Chain(i.Layers) {
+	if i.ChainID != id.Stack(i.Layers) {
 		return Info{}, damaged("%s: chain ID %q is not that of its layers", infoName, i.ChainID)
 	}
 	return i, nil

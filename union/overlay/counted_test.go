@@ -34,14 +34,12 @@ type countedData struct {
 	fill  func(ctx context.Context, off, n int64) error // nil: present
 }
 
-func (d *countedData) File() *os.File { return d.f }
-
-func (d *countedData) Fill(ctx context.Context, off, n int64) error {
+func (d *countedData) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 	d.bytes.Add(n)
 	if d.fill != nil {
-		return d.fill(ctx, off, n)
+		return d.f, d.fill(ctx, off, n)
 	}
-	return nil
+	return d.f, nil
 }
 
 // startCounted mounts a chain until the test ends; options may be nil.

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"os"
 	"runtime"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -317,9 +318,8 @@ func (u *Union) copyFromUpper(ctx context.Context, src *node, from int64, fd int
 
 // copyFromLower copies a lower file's range over what is at to of fd.
 func (u *Union) copyFromLower(ctx context.Context, nid erofs.NID, from int64, fd int, to, n int64) (done int64, err error) {
-	err = u.extents(ctx, nid, from, n, func(d lower.Data, at, begin, n int64) error {
-		if d != nil {
-			src := d.File()
+	err = u.extents(ctx, nid, from, n, func(src *os.File, at, begin, n int64) error {
+		if src != nil {
 			err = copyRange(int(src.Fd()), at, fd, to+begin, n)
 			runtime.KeepAlive(src)
 		} else {

@@ -15,7 +15,6 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/imgfs/imgfs/internal/erofs"
-	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
@@ -298,11 +297,10 @@ func (u *Union) statCopied(n *node, st *unix.Stat_t) error {
 // copyLower copies n bytes of a lower file to fd, whose range is a hole: so
 // are those of the lower then. It copies less only if the lower ends.
 func (u *Union) copyLower(ctx context.Context, nid erofs.NID, from int64, fd int, to, n int64, lazy bool) error {
-	return u.extents(ctx, nid, from, n, func(d lower.Data, at, done, n int64) error {
-		if d == nil {
+	return u.extents(ctx, nid, from, n, func(src *os.File, at, done, n int64) error {
+		if src == nil {
 			return nil
 		}
-		src := d.File()
 		err := copyRange(int(src.Fd()), at, fd, to+done, n)
 		runtime.KeepAlive(src)
 		if err != nil {
@@ -317,9 +315,9 @@ func (u *Union) copyLower(ctx context.Context, nid erofs.NID, from int64, fd int
 }
 
 // extents calls do for the pieces, at most copyStep long, of a range of a lower
-// file, with the bytes present: n of them at at of d, or in a hole if d is
-// nil; done is how far from the range's begin. It ends where the file does.
-func (u *Union) extents(ctx context.Context, nid erofs.NID, from, n int64, do func(d lower.Data, at, done, n int64) error) error {
+// file, with the bytes present: n of them at at of src, or in a hole if src
+// is nil; done is how far from the range's begin. It ends where the file does.
+func (u *Union) extents(ctx context.Context, nid erofs.NID, from, n int64, do func(src *os.File, at, done, n int64) error) error {
 	for done := int64(0); done < n; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -335,17 +333,18 @@ func (u *Union) extents(ctx context.Context, nid erofs.NID, from, n int64, do fu
 		if e.Len < uint64(piece) {
 			piece = int64(e.Len)
 		}
-		var d lower.Data
+		var src *os.File
 		if !e.Hole {
 			piece = min(piece, copyStep)
-			if d, err = u.low.Data(e.Device); err != nil {
+			d, err := u.low.Data(e.Device)
+			if err != nil {
 				return fmt.Errorf("lower file: %w", err)
 			}
-			if err := d.Fill(ctx, int64(e.Off), piece); err != nil {
+			if src, err = d.Fill(ctx, int64(e.Off), piece); err != nil {
 				return err
 			}
 		}
-		if err := do(d, int64(e.Off), done, piece); err != nil {
+		if err := do(src, int64(e.Off), done, piece); err != nil {
 			return err
 		}
 		done += piece

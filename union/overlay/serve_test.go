@@ -57,8 +57,7 @@ type server struct {
 // fullData is a layer's data file, all there.
 type fullData struct{ f *os.File }
 
-func (d fullData) File() *os.File                           { return d.f }
-func (d fullData) Fill(context.Context, int64, int64) error { return nil }
+func (d fullData) Fill(context.Context, int64, int64) (*os.File, error) { return d.f, nil }
 
 // openLower opens what buildTars wrote.
 func openLower(dir string) (*lower.Tree, func(), error) {
@@ -78,7 +77,7 @@ func openLower(dir string) (*lower.Tree, func(), error) {
 	return &low, func() {
 		img.Close()
 		for _, d := range data {
-			d.File().Close()
+			d.(fullData).f.Close()
 		}
 	}, nil
 }
