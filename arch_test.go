@@ -26,6 +26,7 @@ var imports = map[string][]string{
 	"internal/fault":     {},
 	"internal/erofs":     {},
 	"internal/inflate":   {},
+	"internal/span":      {"internal/inflate", "internal/fault"},
 	"internal/metadb":    {},
 	"internal/layertar":  {"internal/erofs", "internal/fault"},
 	"internal/engineapi": {"internal/id", "internal/fault"},
@@ -56,7 +57,7 @@ var testOnly = []string{"internal/imgtest"}
 var modules = map[string][]string{
 	"github.com/hanwen/go-fuse/v2":           {"fs", "internal/lower", "union/overlay", "internal/bench"},
 	"github.com/opencontainers/go-digest":    {"internal/id"},
-	"github.com/klauspost/compress":          {"layerdb", "internal/imgtest"},
+	"github.com/klauspost/compress":          {"internal/span", "layerdb", "internal/imgtest"},
 	"github.com/urfave/cli/v2":               {"cmd/imgfs"},
 	"github.com/vbauerster/mpb/v8":           {"cmd/imgfs"},
 	"github.com/docker/go-units":             {"cmd/imgfs"},

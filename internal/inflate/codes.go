@@ -17,11 +17,11 @@ func (z *Reader) codes() error {
 	}
 	in, out := z.in, z.out
 	pos, bb, nb, wr := z.pos, z.bb, z.nb, z.wr
-	base := z.base
+	low := z.low
 	lit, dist := &z.lit, &z.dist
 	// With all input read, rounds may begin up to its end and load from the
 	// zeros behind; overrun then tells whether they were used.
-	inSafe, outSafe := z.end-16, len(out)-slack
+	inSafe, outSafe := z.end-16, z.limit
 	if z.eof {
 		inSafe = z.end + 8
 	}
@@ -100,9 +100,12 @@ loop:
 		nb -= e.total()
 
 		src := wr - d
-		if src < base {
-			err = fmt.Errorf("%w: distance reaches before the start", ErrCorrupt)
-			break loop
+		if src < low {
+			if src < z.base {
+				err = fmt.Errorf("%w: distance reaches before the start", ErrCorrupt)
+				break loop
+			}
+			z.mark(src, length)
 		}
 		switch {
 		case d >= 8:

@@ -30,17 +30,25 @@ const (
 type Reader struct {
 	src io.Reader
 	in  []byte // inSize + pad
+	at  int64  // of in[0] in the input
 	pos int    // next byte of in to be loaded into bb
 	end int    // bytes of in that are input
 	eof bool   // src has no more
 	bb  uint64 // bits loaded; those above nb are a preview of in[pos:]
 	nb  uint   // valid bits in bb
 
-	out  []byte // window and output
-	rd   int    // next byte for the caller
-	wr   int    // next byte to be written
-	base int    // matches may not reach below: the member's start
+	out   []byte // window and output
+	rd    int    // next byte for the caller
+	wr    int    // next byte to be written
+	base  int    // matches may not reach below: the member's start
+	low   int    // base, or where border was last interested, if that is higher
+	limit int    // enough output for now
+	gone  int64  // bytes of output before out[0]; < 0: a window stands there
 
+	border func(Checkpoint) *Used
+	used   *Used // what matches that reach below low are noted in
+
+	whole bool   // the member was read from its start: crc and size are of all of it
 	crc   uint32 // of the member up to sum
 	sum   int    // index in out up to which crc goes
 	size  uint32 // of the member up to sum, mod 2^32
@@ -70,7 +78,17 @@ const (
 // NewReader returns a Reader of src, which must begin with a gzip header: that
 // is found out by the first Read. It reads ahead of what it returns.
 func NewReader(src io.Reader) *Reader {
-	return &Reader{src: src, in: make([]byte, inSize+pad), out: make([]byte, windowSize+outSize+slack)}
+	z := &Reader{in: make([]byte, inSize+pad), out: make([]byte, windowSize+outSize+slack)}
+	z.Reset(src)
+	return z
+}
+
+// Reset makes z what NewReader(src) returns, without another allocation.
+func (z *Reader) Reset(src io.Reader) {
+	z.src, z.err, z.border, z.used = src, nil, nil, nil
+	z.at, z.pos, z.end, z.eof, z.bb, z.nb = 0, 0, 0, false, 0, 0
+	z.rd, z.wr, z.sum, z.base, z.low, z.gone = 0, 0, 0, 0, 0, 0
+	z.step, z.begun, z.whole, z.last = atMember, false, false, false
 }
 
 // Read returns decompressed bytes. At the end of the last member, checked, it
@@ -83,7 +101,7 @@ func (z *Reader) Read(p []byte) (int, error) {
 		if z.err != nil {
 			return 0, z.err
 		}
-		if err := z.fill(); err != nil {
+		if err := z.fill(outSize); err != nil {
 			z.err = err
 		}
 	}
@@ -110,23 +128,60 @@ func (z *Reader) WriteTo(w io.Writer) (n int64, err error) {
 		if z.err != nil {
 			return n, z.err
 		}
-		if err := z.fill(); err != nil {
+		if err := z.fill(outSize); err != nil {
 			z.err = err
 		}
 	}
 }
 
-// fill decodes until a piece of output is full or the stream ends. All output
-// was taken. An error takes back what this call wrote, unless it is io.EOF.
-func (z *Reader) fill() error {
+// ReadFull fills p, or returns why it cannot: io.ErrUnexpectedEOF where the
+// stream ends before. It stops as soon as it can, so that input which was cut
+// off behind the block with p's last byte is enough.
+func (z *Reader) ReadFull(p []byte) error {
+	return z.exactly(int64(len(p)), func(b []byte) { p = p[copy(p, b):] })
+}
+
+// Discard is ReadFull of n bytes that nobody wants.
+func (z *Reader) Discard(n int64) error {
+	return z.exactly(n, func([]byte) {})
+}
+
+// exactly gives the next n bytes to f, piece by piece.
+func (z *Reader) exactly(n int64, f func([]byte)) error {
+	for n > 0 {
+		if b := z.out[z.rd:z.wr]; len(b) > 0 {
+			b = b[:min(int64(len(b)), n)]
+			f(b)
+			z.rd += len(b)
+			n -= int64(len(b))
+			continue
+		}
+		switch z.err {
+		case nil:
+			z.err = z.fill(int(min(n, outSize)))
+		case io.EOF:
+			return io.ErrUnexpectedEOF
+		default:
+			return z.err
+		}
+	}
+	return nil
+}
+
+// fill decodes n <= outSize bytes, or a few more than that if there are, or to
+// the stream's end. All output was taken. An error takes back what this call
+// wrote, unless it is io.EOF.
+func (z *Reader) fill(n int) error {
 	if z.wr > windowSize {
 		shift := z.wr - windowSize
 		copy(z.out, z.out[shift:z.wr])
 		z.wr = windowSize
-		z.base = max(0, z.base-shift)
+		z.base, z.low = max(0, z.base-shift), max(0, z.low-shift)
+		z.gone += int64(shift)
 	}
 	z.rd, z.sum = z.wr, z.wr
-	for z.wr < len(z.out)-slack {
+	z.limit = z.wr + n
+	for z.wr < z.limit {
 		if err := z.advance(); err != nil {
 			if err == io.EOF {
 				return err
@@ -153,7 +208,8 @@ func (z *Reader) advance() (err error) {
 	switch z.step {
 	case atMember:
 		if err = z.header(); err == nil {
-			z.step, z.base, z.sum, z.crc, z.size = atBlock, z.wr, z.wr, 0, 0
+			z.step, z.base, z.low, z.sum = atBlock, z.wr, z.wr, z.wr
+			z.whole, z.crc, z.size = true, 0, 0
 		}
 	case atBlock:
 		err = z.block()
@@ -176,6 +232,7 @@ func (z *Reader) more() error {
 	}
 	keep := min(z.pos, 8) // what align may give back
 	z.end = copy(z.in, z.in[z.pos-keep:z.end])
+	z.at += int64(z.pos - keep)
 	z.pos = keep
 	for z.end-z.pos < 16 {
 		n, err := z.src.Read(z.in[z.end:inSize])
@@ -250,6 +307,9 @@ func (z *Reader) block() error {
 		z.step = atTrailer
 		return z.align()
 	}
+	if z.border != nil {
+		z.checkpoint()
+	}
 	if err := z.need(3); err != nil {
 		return err
 	}
@@ -296,7 +356,7 @@ func (z *Reader) stored() error {
 	if err := z.more(); err != nil {
 		return err
 	}
-	n := copy(z.out[z.wr:len(z.out)-slack], z.in[z.pos:min(z.end, z.pos+z.store)])
+	n := copy(z.out[z.wr:z.limit], z.in[z.pos:min(z.end, z.pos+z.store)])
 	z.wr += n
 	z.pos += n
 	z.store -= n

@@ -73,6 +73,9 @@ func (z *Reader) trailer() error {
 	if err != nil {
 		return err
 	}
+	if !z.whole {
+		return nil
+	}
 	if binary.LittleEndian.Uint32(b) != z.crc {
 		return fmt.Errorf("%w: checksum", ErrCorrupt)
 	}
