@@ -25,7 +25,7 @@ type gzipDecoder struct {
 	window []byte // maxWindow of room
 }
 
-func (d *gzipDecoders) decode(c checkpoint, blob, dst []byte) error {
+func (d *gzipDecoders) decode(c checkpoint, blob []byte, parts []part) error {
 	g, _ := d.pool.Get().(*gzipDecoder)
 	if g == nil {
 		unpack, err := newUnpacker()
@@ -45,10 +45,15 @@ func (d *gzipDecoders) decode(c checkpoint, blob, dst []byte) error {
 	} else {
 		g.z.Resume(&g.src, uint(c.flags&flagBits), window)
 	}
-	if err := g.z.Discard(c.skip); err != nil {
-		return err
+	for _, p := range parts {
+		if err := g.z.Discard(p.skip); err != nil {
+			return err
+		}
+		if err := g.z.ReadFull(p.dst); err != nil {
+			return err
+		}
 	}
-	return g.z.ReadFull(dst)
+	return nil
 }
 
 // packer compresses windows.

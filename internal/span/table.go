@@ -134,48 +134,103 @@ func (t *Table) Find(off int64) int {
 // promised bytes or an error.
 func (t *Table) Proves(i int) bool { return t.rest[i].flags&(flagBlob|flagData) != 0 }
 
+// Group returns the group of span i: n spans from first on that are parts of
+// what the same blob bytes decode to, so that one pass gives them all. Most
+// spans are a group of their own.
+func (t *Table) Group(i int) (first, n int) {
+	first, end := i, i+1
+	for first > 0 && t.joined(first-1) {
+		first--
+	}
+	for end < len(t.spans) && t.joined(end-1) {
+		end++
+	}
+	return first, end - first
+}
+
+// joined reports whether spans i and i+1 are of one group.
+func (t *Table) joined(i int) bool {
+	a, b, ra, rb := &t.spans[i], &t.spans[i+1], &t.rest[i], &t.rest[i+1]
+	const digests = flagBlob | flagData | flagSkip
+	return a.From == b.From && a.To == b.To && (ra.flags|digests) == (rb.flags|digests) && ra.flags&flagState == 0 && rb.skip >= ra.skip+a.Len
+}
+
 // Decode decodes span i into dst, which has its length, from blob, the blob
 // bytes [From, To). After an error the contents of dst are undefined.
 func (t *Table) Decode(i int, blob, dst []byte) error {
-	s, r := t.spans[i], t.rest[i]
-	if int64(len(blob)) != s.To-s.From || int64(len(dst)) != s.Len {
-		return fmt.Errorf("span %d: %d bytes of blob for %d of data, want %d for %d", i, len(blob), len(dst), s.To-s.From, s.Len)
-	}
-	blobSum, dataSum := t.digests(i)
-	if blobSum != nil {
-		if got := sha256.Sum256(blob); !bytes.Equal(got[:], blobSum) {
-			return fmt.Errorf("span %d: compressed bytes: %w", i, ErrDigest)
+	return t.DecodeGroup(i, blob, [][]byte{dst})
+}
+
+// DecodeGroup decodes len(dst) spans of a group from span first on, as Decode
+// does each. A nil in dst is a span that is not wanted.
+func (t *Table) DecodeGroup(first int, blob []byte, dst [][]byte) error {
+	parts := make([]part, 0, len(dst))
+	at := int64(0) // in what the blob bytes decode to
+	for k, d := range dst {
+		i := first + k
+		s, r := &t.spans[i], &t.rest[i]
+		if k > 0 && !t.joined(i-1) {
+			return fmt.Errorf("span %d is not of the group of span %d", i, first)
 		}
+		if d == nil {
+			continue
+		}
+		if int64(len(blob)) != s.To-s.From || int64(len(d)) != s.Len {
+			return fmt.Errorf("span %d: %d bytes of blob for %d of data, want %d for %d", i, len(blob), len(d), s.To-s.From, s.Len)
+		}
+		if sum, _ := t.digests(i); sum != nil {
+			if got := sha256.Sum256(blob); !bytes.Equal(got[:], sum) {
+				return fmt.Errorf("span %d: compressed bytes: %w", i, ErrDigest)
+			}
+		}
+		parts = append(parts, part{r.skip - at, d})
+		at = r.skip + s.Len
 	}
-	var err error
-	switch t.codec {
-	case Plain:
-		copy(dst, blob)
-	case Gzip:
-		err = t.gzip.decode(checkpoint{r.skip, r.flags, t.state(i)}, blob, dst)
-	case Zstd:
-		err = t.zstd.decode(checkpoint{r.skip, r.flags, t.state(i)}, blob, dst)
+	if len(parts) == 0 {
+		return nil
 	}
-	if err != nil {
-		if dataSum != nil && blobSum == nil {
+	if err := t.decode(first, blob, parts); err != nil {
+		if blobSum, dataSum := t.digests(first); blobSum == nil && dataSum != nil {
 			// Bytes that do not even decode are not those of the digest.
-			return fmt.Errorf("span %d: %w: %w", i, ErrDigest, err)
+			return fmt.Errorf("span %d: %w: %w", first, ErrDigest, err)
 		}
-		return fmt.Errorf("span %d: %w: %w", i, ErrCorrupt, err)
+		return fmt.Errorf("span %d: %w: %w", first, ErrCorrupt, err)
 	}
-	if dataSum != nil {
-		if got := sha256.Sum256(dst); !bytes.Equal(got[:], dataSum) {
-			return fmt.Errorf("span %d: %w", i, ErrDigest)
+	for k, d := range dst {
+		if _, sum := t.digests(first + k); d != nil && sum != nil {
+			if got := sha256.Sum256(d); !bytes.Equal(got[:], sum) {
+				return fmt.Errorf("span %d: %w", first+k, ErrDigest)
+			}
 		}
 	}
 	return nil
 }
 
-// checkpoint is where and how a codec starts to decode a span.
+// decode decodes blob with the codec, from the checkpoint of span i.
+func (t *Table) decode(i int, blob []byte, parts []part) error {
+	c := checkpoint{t.rest[i].flags, t.state(i)}
+	switch t.codec {
+	case Plain:
+		copy(parts[0].dst, blob)
+		return nil
+	case Gzip:
+		return t.gzip.decode(c, blob, parts)
+	default:
+		return t.zstd.decode(c, blob, parts)
+	}
+}
+
+// checkpoint is where and how a codec starts to decode.
 type checkpoint struct {
-	skip  int64
 	flags uint8
 	state []byte // the window, packed; empty: none
+}
+
+// part is what is wanted of decoded bytes: skip of them are not, then dst is
+// to be filled.
+type part struct {
+	skip int64
+	dst  []byte
 }
 
 // digests returns the digests of span i, nil for those it has not.

@@ -63,6 +63,13 @@ func TestMembersAsSpans(t *testing.T) {
 				t.Errorf("span %d: %v", i, err)
 			}
 		}
+		if first, n := table.Group(2); first != 1 || n != 2 {
+			t.Errorf("group of span 2: %d spans from %d", n, first)
+		}
+		two, three := make([]byte, 150_000), make([]byte, 50_000)
+		if err := table.DecodeGroup(1, blob[cut:], [][]byte{two, three}); err != nil || !bytes.Equal(append(two, three...), data[100_000:]) {
+			t.Errorf("group: %v", err)
+		}
 		for off, want := range map[int64]int{0: 0, 99_999: 0, 100_000: 1, 100_096: 1, 250_100: 2, 350_031: 2, 350_032: 3} {
 			if got := table.Find(off); got != want {
 				t.Errorf("data byte %d: span %d, want %d", off, got, want)

@@ -22,7 +22,7 @@ const (
 // zstdDecoders decodes spans of zstd blobs. It is safe for concurrent use.
 type zstdDecoders struct{ pool sync.Pool }
 
-func (d *zstdDecoders) decode(c checkpoint, blob, dst []byte) error {
+func (d *zstdDecoders) decode(c checkpoint, blob []byte, parts []part) error {
 	if len(c.state) > 0 {
 		return errors.New("zstd: checkpoints are not known")
 	}
@@ -38,11 +38,15 @@ func (d *zstdDecoders) decode(c checkpoint, blob, dst []byte) error {
 	if err := z.Reset(bytes.NewReader(blob)); err != nil {
 		return err
 	}
-	if _, err := io.CopyN(io.Discard, z, c.skip); err != nil {
-		return err
+	for _, p := range parts {
+		if _, err := io.CopyN(io.Discard, z, p.skip); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(z, p.dst); err != nil {
+			return err
+		}
 	}
-	_, err := io.ReadFull(z, dst)
-	return err
+	return nil
 }
 
 // passZstd decodes src, every frame of it, to w, and lets rec know of

@@ -56,11 +56,8 @@ func (s *Scanner) compressed(b *Block, size, limit int) error {
 	if modes&3 != 0 {
 		return corrupt("reserved bits in the modes of sequences")
 	}
-	for i, t := range [3]struct {
-		table *table
-		kind  Tables
-	}{{&s.lit, LiteralLengths}, {&s.offs, Offsets}, {&s.match, MatchLengths}} {
-		if at, err = s.table(b, t.table, t.kind, i, modes>>(6-2*i)&3, at, end); err != nil {
+	for i, kind := range [3]Tables{LiteralLengths, Offsets, MatchLengths} {
+		if at, err = s.table(b, i, kind, modes>>(6-2*i)&3, at, end); err != nil {
 			return err
 		}
 	}
@@ -111,8 +108,9 @@ func (s *Scanner) literals(b *Block, at, end int) (n, next int, err error) {
 	return n, next, nil
 }
 
-// table makes ready one of the three tables of sequences, by its mode.
-func (s *Scanner) table(b *Block, t *table, kind Tables, i int, mode byte, at, end int) (int, error) {
+// table makes ready the i'th of the three tables of sequences, by its mode. It
+// returns where what follows its description begins.
+func (s *Scanner) table(b *Block, i int, kind Tables, mode byte, at, end int) (int, error) {
 	if mode == 3 { // as before
 		b.Uses |= kind
 		if s.known&kind == 0 {
@@ -122,19 +120,20 @@ func (s *Scanner) table(b *Block, t *table, kind Tables, i int, mode byte, at, e
 	}
 	b.Sets |= kind
 	s.known |= kind
-	switch mode {
-	case 0:
-		*t = s.preset[i]
+	if mode == 0 {
+		s.tables[i] = &s.preset[i]
 		return at, nil
-	case 1: // one code only
+	}
+	t := &s.own[i]
+	s.tables[i] = t
+	if mode == 1 { // one code only
 		if at == end {
 			return 0, corrupt("table cut short")
 		}
 		return at + 1, t.single(s.buf[at], codes[i])
-	default:
-		n, err := t.parse(s.buf[at:end], maxLogs[i], codes[i])
-		return at + n, err
 	}
+	n, err := t.parse(s.buf[at:end], maxLogs[i], codes[i])
+	return at + n, err
 }
 
 // sequences reads the n sequences whose bits lie in buf[at:end], the first one
@@ -154,21 +153,23 @@ func (s *Scanner) sequences(b *Block, n, literals, limit, at, end int) error {
 		stop      = s.off + int64(limit)
 		base      = s.Base
 		available = literals
+
+		lits, offsets, matches = s.tables[0], s.tables[1], s.tables[2]
 	)
 	// load gives the 57 or more bits from p on; p may have gone below the
 	// sequences by what one sequence takes, not further.
 	load := func(p int) uint64 { return binary.LittleEndian.Uint64(buf[p>>3:]) >> (p & 7) }
 
-	p -= int(s.lit.log) + int(s.offs.log) + int(s.match.log)
+	p -= int(lits.log) + int(offsets.log) + int(matches.log)
 	if p < low {
 		return corrupt("sequences cut short")
 	}
 	v := load(p)
-	match := s.match.states[v&(1<<s.match.log-1)]
-	v >>= s.match.log
-	offs := s.offs.states[v&(1<<s.offs.log-1)]
-	v >>= s.offs.log
-	lit := s.lit.states[v&(1<<s.lit.log-1)]
+	match := matches.states[v&(1<<matches.log-1)]
+	v >>= matches.log
+	offs := offsets.states[v&(1<<offsets.log-1)]
+	v >>= offsets.log
+	lit := lits.states[v&(1<<lits.log-1)]
 	for ; ; n-- {
 		p -= int(offs.extra)
 		value := offs.base + uint32(load(p)&(1<<(offs.extra&63)-1))
@@ -214,11 +215,11 @@ func (s *Scanner) sequences(b *Block, n, literals, limit, at, end int) error {
 			return corrupt("sequences cut short")
 		}
 		v = load(p)
-		offs = s.offs.states[(uint64(offs.next)+v&(1<<(offs.bits&63)-1))%maxStates]
+		offs = offsets.states[(uint64(offs.next)+v&(1<<(offs.bits&63)-1))%maxStates]
 		v >>= offs.bits & 63
-		match = s.match.states[(uint64(match.next)+v&(1<<(match.bits&63)-1))%maxStates]
+		match = matches.states[(uint64(match.next)+v&(1<<(match.bits&63)-1))%maxStates]
 		v >>= match.bits & 63
-		lit = s.lit.states[(uint64(lit.next)+v&(1<<(lit.bits&63)-1))%maxStates]
+		lit = lits.states[(uint64(lit.next)+v&(1<<(lit.bits&63)-1))%maxStates]
 	}
 	if p != low {
 		return corrupt("bits behind the sequences")

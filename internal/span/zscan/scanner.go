@@ -82,19 +82,17 @@ type Scanner struct {
 	pos       int64 // in the stream, of what Next reads next
 	off       int64 // in the data
 	inFrame   bool
-	window    int64 // of the current frame; 0 is possible, when it has no content
+	window    int64 // of the current frame
 	checksum  bool
 	start     int64 // where the frame's data begins
 	known     Tables
 	repeat    [3]uint32
-	lit       table // literal lengths
-	offs      table
-	match     table
-	preset    [3]table // the format's default distributions
+	tables    [3]*table // in use: literal lengths, offsets, match lengths
+	own       [3]table  // described in the stream
+	preset    [3]table  // of the format's default distributions
 
-	// buf holds a block's body between pad and slack bytes.
-	buf  []byte
-	refs []Ref
+	buf  []byte // a block's body between pad and slack bytes
+	refs []Ref  // of the last block
 }
 
 // New returns a Scanner of the zstd stream r. Frames whose window is greater
@@ -112,6 +110,7 @@ func New(r io.Reader, maxWindow int64) *Scanner {
 // where a frame ends.
 func (s *Scanner) Next(b *Block) error {
 	*b = Block{From: s.pos, Off: s.off}
+	s.refs = s.refs[:0]
 	if !s.inFrame {
 		if err := s.header(b); err != nil || b.Skippable {
 			return err
@@ -199,7 +198,7 @@ func (s *Scanner) header(b *Block) error {
 		if v > uint64(s.maxWindow) {
 			return fmt.Errorf("%w: window of %d bytes", ErrUnsupported, v)
 		}
-		s.window = int64(v)
+		s.window = max(int64(v), MinWindow)
 	}
 	if s.window > s.maxWindow {
 		return fmt.Errorf("%w: window of %d bytes", ErrUnsupported, s.window)
