@@ -151,8 +151,13 @@ func (a *archive) open(name string) (io.ReadCloser, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	return io.NopCloser(io.NewSectionReader(a.r, e.off, e.size)), e.size, nil
+	return section{io.NewSectionReader(a.r, e.off, e.size)}, e.size, nil
 }
+
+// section is a file of an archive.
+type section struct{ *io.SectionReader }
+
+func (section) Close() error { return nil }
 
 // compression names the compression that b starts with, "" for none.
 func compression(b []byte) string {
@@ -229,9 +234,9 @@ func resolveDockerArchive(ctx context.Context, f files, ref Reference) (*Image, 
 	if err := describe(img, m, conf); err != nil {
 		return nil, err
 	}
-	img.open = func(ctx context.Context, l Layer, _ int) (io.ReadCloser, error) {
-		return openLocalLayer(ctx, ref, l, names[l.Blob])
-	}
+	img.blobs = newBlobs(img.Layers, func(l Layer) *Blob {
+		return &Blob{ref: ref, layer: l, local: func() (io.ReadCloser, error) { return openLocalLayer(ref, l, names[l.Blob]) }}
+	})
 	return img, nil
 }
 

@@ -37,7 +37,7 @@ func benchBlob(b *testing.B, plain bool) {
 				b.Fatal(err)
 			}
 			r = resp.Body
-		} else if r, err = c.openBlob(b.Context(), ref, Layer{Blob: someDigest, Size: size}, 0); err != nil {
+		} else if r, err = c.Blob(ref, Layer{Blob: someDigest, Size: size}).Open(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 		// Hide what would shorten the way.

@@ -132,7 +132,7 @@ func TestBlobOfUnknownLength(t *testing.T) {
 		defer srv.Close()
 		c := New(options(t))
 		ref := mustParse(t, strings.TrimPrefix(srv.URL, "http://")+"/x:1")
-		r, err := c.openBlob(t.Context(), ref, Layer{Blob: id.BlobOf(layer), Size: blobSize}, 0)
+		r, err := c.Blob(ref, Layer{Blob: id.BlobOf(layer), Size: blobSize}).Open(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

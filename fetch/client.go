@@ -2,8 +2,6 @@ package fetch
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -98,51 +96,6 @@ func (c *Client) Close() {
 	}
 }
 
-// Image is what a reference names, on one platform.
-type Image struct {
-	Reference      Reference
-	Digest         id.Blob // of what the reference names: an index or a manifest
-	ManifestDigest id.Blob // of Manifest
-	Manifest       []byte
-	MediaType      string // of Manifest
-	Config         []byte
-	ID             id.ImageID // digest of Config
-	Platform       Platform   // what the config says
-	Layers         []Layer    // lowest first
-
-	open func(ctx context.Context, l Layer, turn int) (io.ReadCloser, error)
-
-	mu    sync.Mutex
-	turns []int // how often each layer was opened
-}
-
-// Layer is one layer of an image.
-type Layer struct {
-	Blob      id.Blob // digest of the bytes Open gives
-	Size      int64   // of those bytes
-	DiffID    id.DiffID
-	MediaType string   // a hint only
-	URLs      []string // further sources of a foreign layer
-}
-
-// Open returns the raw bytes of layer i from the start. The reader resumes
-// broken transfers by itself and gives exactly Layers[i].Size bytes before
-// io.EOF, or an error; their digest is not verified. Opening a layer again
-// starts at another endpoint where there is one. ctx bounds the reader's life.
-func (img *Image) Open(ctx context.Context, i int) (io.ReadCloser, error) {
-	if img.open == nil || i < 0 || i >= len(img.Layers) {
-		return nil, errors.New("layer: out of range")
-	}
-	img.mu.Lock()
-	if img.turns == nil {
-		img.turns = make([]int, len(img.Layers))
-	}
-	turn := img.turns[i]
-	img.turns[i]++
-	img.mu.Unlock()
-	return img.open(ctx, img.Layers[i], turn)
-}
-
 // Head returns the digest of what ref names now: for a tag one HEAD request,
 // for a digest none.
 func (c *Client) Head(ctx context.Context, ref Reference) (id.Blob, error) {
@@ -156,20 +109,4 @@ func (c *Client) Head(ctx context.Context, ref Reference) (id.Blob, error) {
 	}
 	d, _, err := c.head(ctx, ref)
 	return d, err
-}
-
-// Resolve finds the image that ref names for platform p.
-//
-// Errors: NotFound if the tag, the repository or the platform is not there;
-// Denied if the registry wants other credentials; Network if it cannot be
-// reached; Integrity if what it sends is not what it should be; Invalid if
-// what it sends is no container image.
-func (c *Client) Resolve(ctx context.Context, ref Reference, p Platform) (*Image, error) {
-	switch {
-	case ref.Local():
-		return resolveLocal(ctx, ref, p)
-	case ref.source == "":
-		return nil, fault.New(fault.Invalid, "invalid reference format")
-	}
-	return c.resolve(ctx, ref, p)
 }

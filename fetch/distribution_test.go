@@ -59,7 +59,7 @@ func TestDistribution(t *testing.T) {
 		t.Error("other bytes")
 	}
 	// This server, too, goes on in the middle.
-	r, err := c.openBlob(t.Context(), img.Reference, img.Layers[0], 0)
+	r, err := c.Blob(img.Reference, img.Layers[0]).Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

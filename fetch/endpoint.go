@@ -22,7 +22,7 @@ type endpoint struct {
 	ns     string // value of ?ns=, "" for the upstream's own server
 	header http.Header
 
-	pull, resolve bool
+	pull, resolve, referrers bool
 
 	client *http.Client
 	auth   *authorizer
@@ -35,8 +35,12 @@ type host struct {
 	mu       sync.Mutex
 	tls      bool      // TLS answered: never speak plain
 	plain    bool      // it speaks plain http, and may
-	noRange  bool      // it ignores or misunderstands Range
+	noRange  time.Time // until when it is not asked for ranges, as it ignores or misunderstands them
+	noRefs   time.Time // until when its referrers API is not asked, as it has none
 	notUntil time.Time // it asked not to be bothered before
+
+	rtt  time.Duration // from a request to the answer; 0 = not measured
+	rate float64       // bytes per second of one transfer; 0 = not measured
 }
 
 // isLoopback reports whether plain http to addr (host[:port]) stays on this
@@ -75,13 +79,8 @@ func (c *Client) endpoints(domain string) ([]*endpoint, error) {
 // Preconditions: c.mu is held.
 func (c *Client) newEndpointLocked(cfg hostConfig, domain string, own bool) *endpoint {
 	insecure := own && c.opts.Insecure
-	h := c.hosts[cfg.host]
-	if h == nil {
-		h = &host{}
-		c.hosts[cfg.host] = h
-	}
 	e := &endpoint{c: c, scheme: cfg.scheme, host: cfg.host, path: cfg.path, header: cfg.header,
-		pull: cfg.pull, resolve: cfg.resolve, state: h}
+		pull: cfg.pull, resolve: cfg.resolve, referrers: cfg.referrers || own, state: c.hostLocked(cfg.host)}
 	if cfg.host != domain && !(domain == "docker.io" && cfg.host == hubHost) {
 		e.ns = domain
 	}
@@ -104,6 +103,23 @@ func (c *Client) newEndpointLocked(cfg hostConfig, domain string, own bool) *end
 		return c.opts.Auth.lookup(ctx, c.opts.Logger, e.host, repository)
 	})
 	return e
+}
+
+// host returns what is known of the server host[:port].
+func (c *Client) host(name string) *host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hostLocked(name)
+}
+
+// Preconditions: c.mu is held.
+func (c *Client) hostLocked(name string) *host {
+	h := c.hosts[name]
+	if h == nil {
+		h = &host{}
+		c.hosts[name] = h
+	}
+	return h
 }
 
 // httpClient returns a client with connections of its own. Any certificate

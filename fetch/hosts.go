@@ -27,6 +27,7 @@ const maxHostsFile = 1 << 20 // bytes of a hosts.toml or a certificate
 type hostConfig struct {
 	scheme, host, path string // scheme "" = https, or http where that is allowed
 	pull, resolve      bool
+	referrers          bool
 	skipVerify         bool
 	ca                 [][]byte // PEM
 	certs              []tls.Certificate
@@ -104,7 +105,7 @@ func upstream(domain string) hostConfig {
 	if domain == "docker.io" {
 		host = hubHost
 	}
-	return hostConfig{host: host, path: "/v2", pull: true, resolve: true}
+	return hostConfig{host: host, path: "/v2", pull: true, resolve: true, referrers: true}
 }
 
 // tomlHost is a server as hosts.toml writes it; several keys take a string or
@@ -208,7 +209,7 @@ func (t tomlHost) parse(name, dir string) (hostConfig, error) {
 		h.path += "/v2"
 	}
 	if len(t.Capabilities) == 0 {
-		h.pull, h.resolve = true, true
+		h.pull, h.resolve, h.referrers = true, true, true
 	}
 	for _, c := range t.Capabilities {
 		switch strings.ToLower(c) {
@@ -216,7 +217,9 @@ func (t tomlHost) parse(name, dir string) (hostConfig, error) {
 			h.pull = true
 		case "resolve":
 			h.resolve = true
-		case "push", "referrers":
+		case "referrers":
+			h.referrers = true
+		case "push":
 		default:
 			return h, fmt.Errorf("unknown capability %q", c)
 		}

@@ -191,14 +191,39 @@ func resolveLayout(f files, ref Reference, p Platform) (*Image, error) {
 	if err := describe(img, m, conf); err != nil {
 		return nil, err
 	}
-	img.open = func(ctx context.Context, l Layer, _ int) (io.ReadCloser, error) {
-		return openLocalLayer(ctx, ref, l, blobName(l.Blob))
-	}
+	img.blobs = newBlobs(img.Layers, func(l Layer) *Blob {
+		return &Blob{ref: ref, layer: l, local: func() (io.ReadCloser, error) { return openLocalLayer(ref, l, blobName(l.Blob)) }}
+	})
 	return img, nil
 }
 
+// openLocalBlob opens a layer of a local source by its digest alone.
+func openLocalBlob(ref Reference, l Layer) (io.ReadCloser, error) {
+	if ref.source != SourceDockerArchive {
+		return openLocalLayer(ref, l, blobName(l.Blob))
+	}
+	// Only its manifest knows what its files are called.
+	img, err := resolveLocal(context.Background(), ref, Platform{})
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(img.Layers, func(have Layer) bool { return have.Blob == l.Blob })
+	if i < 0 {
+		return nil, fault.New(fault.NotFound, "%s: layer %s: not there", ref.Name(), l.Blob.Short())
+	}
+	return img.Blob(i).local()
+}
+
+// localLayer is an open layer of a local source, a plain file or a part of one.
+type localLayer struct {
+	io.ReadCloser
+	f files
+}
+
+func (l *localLayer) Close() error { return errors.Join(l.ReadCloser.Close(), l.f.Close()) }
+
 // openLocalLayer opens a layer that is the file name of a local source.
-func openLocalLayer(ctx context.Context, ref Reference, l Layer, name string) (io.ReadCloser, error) {
+func openLocalLayer(ref Reference, l Layer, name string) (io.ReadCloser, error) {
 	f, err := openLocal(ref)
 	if err != nil {
 		return nil, err
@@ -215,20 +240,47 @@ func openLocalLayer(ctx context.Context, ref Reference, l Layer, name string) (i
 		f.Close()
 		return nil, fmt.Errorf("%s: layer %s: %w", ref.Name(), l.Blob.Short(), err)
 	}
-	return &localReader{ctx: ctx, r: r, f: f, left: size}, nil
+	return &localLayer{r, f}, nil
 }
 
-// localReader reads a layer of a local source: exactly its size, or an error.
+// readLocal reads a range of a layer of a local source.
+func (b *Blob) readLocal(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	r, err := b.local()
+	if err != nil {
+		return nil, err
+	}
+	if off > 0 {
+		if s, ok := r.(*localLayer).ReadCloser.(io.Seeker); ok {
+			_, err = s.Seek(off, io.SeekStart)
+		} else {
+			_, err = io.CopyN(io.Discard, r, off)
+		}
+		if err != nil {
+			r.Close()
+			return nil, fmt.Errorf("%s: layer %s: %w", b.ref.Name(), b.layer.Blob.Short(), err)
+		}
+	}
+	return &localReader{ctx: ctx, r: r, left: n, bounded: off+n < b.layer.Size}, nil
+}
+
+// localReader reads a part of a layer of a local source: exactly its size, or
+// an error.
 type localReader struct {
-	ctx  context.Context
-	r    io.ReadCloser
-	f    files
-	left int64
+	ctx     context.Context
+	r       io.ReadCloser
+	left    int64
+	bounded bool // the layer goes on behind the part
 }
 
 func (l *localReader) Read(p []byte) (int, error) {
 	if err := l.ctx.Err(); err != nil {
 		return 0, err
+	}
+	if l.bounded {
+		if l.left == 0 {
+			return 0, io.EOF
+		}
+		p = p[:min(int64(len(p)), l.left)]
 	}
 	n, err := l.r.Read(p)
 	l.left -= int64(n)
@@ -241,7 +293,7 @@ func (l *localReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (l *localReader) Close() error { return errors.Join(l.r.Close(), l.f.Close()) }
+func (l *localReader) Close() error { return l.r.Close() }
 
 // dir is a layout in a directory. An os.Root keeps symlinks inside it.
 type dir struct{ root *os.Root }

@@ -255,14 +255,14 @@ func describe(img *Image, m *v1.Manifest, raw []byte) error {
 	img.Config = raw
 	img.ID = id.ImageIDOf(raw)
 	img.Platform = Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
-	img.Layers = make([]Layer, len(m.Layers))
+	layers, err := layersOf(m)
+	if err != nil {
+		return err
+	}
+	img.Layers = layers
 	first := map[id.Blob]int{}
-	for i, l := range m.Layers {
-		b, err := id.ParseBlob(l.Digest.String())
-		if err != nil {
-			return fault.New(fault.Integrity, "layer %d: %w", i+1, err)
-		}
-		d := c.RootFS.DiffIDs[i]
+	for i, l := range layers {
+		b, d := l.Blob, c.RootFS.DiffIDs[i]
 		if d == "" {
 			return fault.New(fault.Integrity, "layer %d: diffID is empty", i+1)
 		}
@@ -271,9 +271,22 @@ func describe(img *Image, m *v1.Manifest, raw []byte) error {
 		} else if !ok {
 			first[b] = i
 		}
-		img.Layers[i] = Layer{Blob: b, Size: l.Size, DiffID: d, MediaType: string(l.MediaType), URLs: l.URLs}
+		img.Layers[i].DiffID = d
 	}
 	return nil
+}
+
+// layersOf returns what a manifest says of its layers.
+func layersOf(m *v1.Manifest) ([]Layer, error) {
+	layers := make([]Layer, len(m.Layers))
+	for i, l := range m.Layers {
+		b, err := id.ParseBlob(l.Digest.String())
+		if err != nil {
+			return nil, fault.New(fault.Integrity, "layer %d: %w", i+1, err)
+		}
+		layers[i] = Layer{Blob: b, Size: l.Size, MediaType: string(l.MediaType), URLs: l.URLs, Annotations: l.Annotations}
+	}
+	return layers, nil
 }
 
 // checkPlatform refuses an image of another platform than the one asked for

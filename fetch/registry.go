@@ -164,21 +164,28 @@ func (c *Client) byDigest(ctx context.Context, ref Reference, d id.Blob) (*respo
 	return got, err
 }
 
-func (c *Client) resolve(ctx context.Context, ref Reference, p Platform) (*Image, error) {
-	digest := ref.digest
+// byTag gets what a tag names: body and digest in one round trip.
+func (c *Client) byTag(ctx context.Context, ref Reference) (*response, error) {
+	var got *response
+	err := c.try(ref, canResolve, func(e *endpoint) (err error) {
+		got, err = e.manifest(ctx, ref.path, ref.tag, "")
+		return err
+	})
+	return got, err
+}
+
+func (c *Client) resolve(ctx context.Context, ref Reference, p Platform) (*Manifest, error) {
 	var got *response
 	var err error
-	if digest == "" {
-		if digest, got, err = c.head(ctx, ref); err != nil {
-			return nil, err
-		}
+	if ref.digest == "" {
+		got, err = c.byTag(ctx, ref)
+	} else {
+		got, err = c.byDigest(ctx, ref, ref.digest)
 	}
-	if got == nil {
-		if got, err = c.byDigest(ctx, ref, digest); err != nil {
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
 	}
-	img := &Image{Reference: ref, Digest: digest, ManifestDigest: digest, Manifest: got.body}
+	img := &Image{Reference: ref, Digest: got.digest, ManifestDigest: got.digest, Manifest: got.body}
 	get := func(d v1.Descriptor) (*response, error) {
 		b, err := id.ParseBlob(d.Digest.String())
 		if err != nil {
@@ -190,17 +197,21 @@ func (c *Client) resolve(ctx context.Context, ref Reference, p Platform) (*Image
 	if err != nil {
 		return nil, err
 	}
-	conf, err := c.config(ctx, ref, m.Config)
-	if err != nil {
+	if img.Layers, err = layersOf(m); err != nil {
 		return nil, err
 	}
-	if err := describe(img, m, conf); err != nil {
-		return nil, err
-	}
-	img.open = func(ctx context.Context, l Layer, turn int) (io.ReadCloser, error) {
-		return c.openBlob(ctx, ref, l, turn)
-	}
-	return img, checkPlatform(img, p)
+	img.blobs = newBlobs(img.Layers, func(l Layer) *Blob { return c.Blob(ref, l) })
+	return img.manifest(m, func(ctx context.Context) (*Image, error) {
+		whole := *img
+		conf, err := c.config(ctx, ref, m.Config)
+		if err != nil {
+			return nil, err
+		}
+		if err := describe(&whole, m, conf); err != nil {
+			return nil, err
+		}
+		return &whole, checkPlatform(&whole, p)
+	}), nil
 }
 
 // descend follows indexes to the manifest for p, which it notes in img.

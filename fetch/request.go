@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptrace"
@@ -19,7 +20,11 @@ type request struct {
 	method     string
 	repository string
 	what       string // "manifests/14.04", "blobs/sha256:…"
+	query      url.Values
+	url        *url.URL // in place of all three; nil = none
 	header     http.Header
+	body       func() (io.ReadCloser, error) // nil = none
+	size       int64                         // of body
 	// patient keeps trying where nobody answers at all: for what was under
 	// way already.
 	patient bool
@@ -40,10 +45,7 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 			if resp.StatusCode/100 == 2 {
 				return resp, nil
 			}
-			wait, asked := retryAfter(resp.Header, time.Now())
-			if asked && (resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable) {
-				e.state.deferTo(time.Now().Add(wait))
-			}
+			e.c.heed(resp)
 			mine := resp.Request.URL.Host == e.host
 			// A token can turn stale at any time; ECR says 400 then. Once
 			// per request another is asked for.
@@ -128,12 +130,26 @@ func (e *endpoint) once(ctx context.Context, r request, auth string) (*http.Resp
 
 func (e *endpoint) send(ctx context.Context, r request, auth, scheme string) (*http.Response, error) {
 	u := &url.URL{Scheme: scheme, Host: e.host, Path: e.path + "/" + r.repository + "/" + r.what}
+	if r.query != nil {
+		u.RawQuery = r.query.Encode()
+	}
+	if r.url != nil {
+		u = r.url
+	}
 	if e.ns != "" {
-		u.RawQuery = url.Values{"ns": {e.ns}}.Encode()
+		q := u.Query()
+		q.Set("ns", e.ns)
+		u.RawQuery = q.Encode()
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+	if r.body != nil {
+		if req.Body, err = r.body(); err != nil {
+			return nil, err
+		}
+		req.GetBody, req.ContentLength = r.body, r.size
 	}
 	for k, v := range e.header {
 		req.Header[k] = v
@@ -144,7 +160,7 @@ func (e *endpoint) send(ctx context.Context, r request, auth, scheme string) (*h
 	if auth != "" {
 		req.Header.Set("Authorization", auth)
 	}
-	return e.client.Do(req)
+	return e.c.send(e.client, req)
 }
 
 func (h *host) isPlain() bool {
@@ -171,16 +187,28 @@ func (h *host) sawPlain() {
 	h.plain = !h.tls
 }
 
+// ranges reports whether the server is to be asked for ranges. One that
+// ignored them is given another chance in a while: a proxy that has to fetch a
+// blob itself ignores them, and knows them once it has it.
 func (h *host) ranges() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return !h.noRange
+	return !time.Now().Before(h.noRange)
 }
 
 func (h *host) sawNoRange() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.noRange = true
+	h.noRange = time.Now().Add(rangeFor)
+}
+
+// heed takes note of how long the server that answered does not want to be
+// asked again.
+func (c *Client) heed(resp *http.Response) {
+	wait, asked := retryAfter(resp.Header, time.Now())
+	if asked && (resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable) {
+		c.host(resp.Request.URL.Host).deferTo(time.Now().Add(wait))
+	}
 }
 
 // deferTo keeps every request away from the host until t.
