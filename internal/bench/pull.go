@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -126,34 +126,13 @@ func (b *bench) pullPodman(ctx context.Context, ref string, c *cost) error {
 	return err
 }
 
-func (b *bench) pullContainerd(ctx context.Context, ref string, c *cost) error {
-	root := b.path("pull-containerd")
-	if err := os.MkdirAll(root, 0o711); err != nil {
+func (b *bench) pullContainerd(ctx context.Context, ref string, c *cost) (err error) {
+	u, err := b.startContainerd(ctx, ref, overlayfs)
+	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(root)
-	sock := filepath.Join(root, "c.sock")
-	conf := filepath.Join(root, "config.toml")
-	text := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n",
-		filepath.Join(root, "root"), filepath.Join(root, "state"), sock)
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		return err
-	}
-	cmd := exec.Command("containerd", "--config", conf, "--log-level", "error")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	defer func() { cmd.Process.Kill(); cmd.Wait() }()
-	ctr := func(args ...string) error {
-		_, err := output(ctx, "ctr", append([]string{"-a", sock}, args...)...)
-		return err
-	}
-	// version waits for the daemon: ctr dials with its own time limit.
-	if err := ctr("--connect-timeout", "20s", "version"); err != nil {
-		return err
-	}
-	daemon0, err := procCPU(cmd.Process.Pid)
+	defer func() { err = errors.Join(err, u.close()) }()
+	daemon0, err := procCPU(u.daemons[0].Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -161,7 +140,7 @@ func (b *bench) pullContainerd(ctx context.Context, ref string, c *cost) error {
 	if err != nil {
 		return err
 	}
-	wall, err := timed(func() error { return ctr("image", "pull", "--plain-http", "--snapshotter", "overlayfs", ref) })
+	wall, err := timed(func() error { return u.pull(ctx) })
 	if err != nil {
 		return err
 	}
@@ -169,11 +148,11 @@ func (b *bench) pullContainerd(ctx context.Context, ref string, c *cost) error {
 	if err != nil {
 		return err
 	}
-	daemon1, err := procCPU(cmd.Process.Pid)
+	daemon1, err := procCPU(u.daemons[0].Process.Pid)
 	if err != nil {
 		return err
 	}
-	disk, err := allocated(filepath.Join(root, "root"))
+	disk, err := allocated(filepath.Join(u.root, "root"))
 	c.wall.add(wall.Seconds())
 	c.cpu.add((daemon1 - daemon0 + after - before).Seconds())
 	c.disk.add(float64(disk))

@@ -37,3 +37,6 @@ func DebianToolchain() DebianSpec {
 		apt("rustc cargo"),
 	}}
 }
+
+// DebianBase returns Debian's base system alone.
+func DebianBase() DebianSpec { return DebianSpec{Name: "debian-only"} }
