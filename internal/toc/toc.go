@@ -24,15 +24,19 @@
 // which ([Detect]). Nothing is guessed by reading: a range of a blob costs a
 // round trip that most layers would pay for nothing.
 //
-//  1. eStargz, where the layer is gzip or its type does not say, and a TOC
-//     digest is announced, or at least the uncompressed size eStargz announces.
-//  2. zstd:chunked, where the layer is zstd and a manifest position is
-//     announced: in the dialect of containers/storage if its annotations are
-//     there, else in that of stargz-snapshotter.
-//  3. Plain tar, by its media type.
+// The media type decides, as the two formats that annotations announce are of
+// one compression each:
 //
-// Annotations of a kind that is not the one chosen are ignored: two tables of
-// contents are never mixed.
+//  1. gzip: eStargz, if the digest of a TOC is announced, or at least the size
+//     of the tar that only eStargz announces.
+//  2. zstd: zstd:chunked, if the position or the digest of a TOC is announced:
+//     in the dialect of containers/storage if its annotations are there, else
+//     in that of stargz-snapshotter.
+//  3. no compression: plain tar.
+//
+// Annotations of a kind that is not the one chosen are ignored, and two tables
+// of contents are never mixed. Where the footer or the TOC is not what was
+// announced, there is none.
 //
 // # Trust
 //
@@ -116,6 +120,9 @@ type Index struct {
 	// Proof compares what is fetched with what an index from beside the image
 	// said. nil: the digests of the chunks are enough.
 	Proof Proof
+	// Raw is what has to be kept of the table of contents so that Proof can be
+	// had again without the network. nil where Proof is.
+	Raw []byte
 
 	// Prefetch is what the image's maker wants fetched when it is mounted.
 	Prefetch []Range
