@@ -199,7 +199,7 @@ func TestRedirectToCDN(t *testing.T) {
 			reg.Forget()
 			reg.Inject(imgtest.Fault{On: imgtest.KindCDN, Status: status, Times: 1})
 			wantLayer(t, img, 0, layer)
-			wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindBlob: 2, imgtest.KindCDN: 2})
+			wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindBlob: 1, imgtest.KindCDN: 2})
 		}
 		reg.Forget()
 		reg.Inject(imgtest.Fault{On: imgtest.KindCDN, Short: 1000, Times: 1})

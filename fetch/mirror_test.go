@@ -331,26 +331,26 @@ func TestRetryAfter(t *testing.T) {
 	ref := mustParse(t, reg.Host+"/x:1")
 	for _, status := range []int{429, 503} {
 		reg.Forget()
-		reg.Inject(imgtest.Fault{On: imgtest.KindHead, Times: 1, Status: status, Header: map[string]string{"Retry-After": "1"}})
+		reg.Inject(imgtest.Fault{On: imgtest.KindManifest, Times: 1, Status: status, Header: map[string]string{"Retry-After": "1"}})
 		c := New(options(t))
 		start := time.Now()
 		mustResolve(t, c, ref.String())
 		if d := time.Since(start); d < time.Second {
 			t.Errorf("%d: asked again after %v", status, d)
 		}
-		wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 2})
+		wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindManifest: 2})
 	}
 	// Too long to wait: said at once, and nothing is sent meanwhile.
 	reg.Forget()
-	reg.Inject(imgtest.Fault{On: imgtest.KindHead, Times: 1, Status: 429, Header: map[string]string{"Retry-After": "7200"}})
+	reg.Inject(imgtest.Fault{On: imgtest.KindManifest, Times: 1, Status: 429, Header: map[string]string{"Retry-After": "7200"}})
 	c := New(options(t))
 	for range 2 {
 		_, err := c.Resolve(t.Context(), ref, Platform{})
 		wantFault(t, err, fault.Network, "asks to come back in", "log in")
 	}
-	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1})
+	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindManifest: 1})
 	// Who waits can be called off.
-	reg.Inject(imgtest.Fault{On: imgtest.KindHead, Times: 1, Status: 429, Header: map[string]string{"Retry-After": "100"}})
+	reg.Inject(imgtest.Fault{On: imgtest.KindManifest, Times: 1, Status: 429, Header: map[string]string{"Retry-After": "100"}})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	if _, err := New(options(t)).Resolve(ctx, ref, Platform{}); fault.KindOf(err) != fault.Canceled {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -164,10 +165,27 @@ func (c *Client) byDigest(ctx context.Context, ref Reference, d id.Blob) (*respo
 	return got, err
 }
 
-// byTag gets what a tag names: body and digest in one round trip.
-func (c *Client) byTag(ctx context.Context, ref Reference) (*response, error) {
+// named gets the manifest or index that ref names. For a tag that is one
+// round trip, as the answer has both body and digest. Only where a mirror that
+// may not resolve tags stands first, the registry is asked for the digest
+// alone, and spared the rest: some count it.
+func (c *Client) named(ctx context.Context, ref Reference) (*response, error) {
+	if ref.digest != "" {
+		return c.byDigest(ctx, ref, ref.digest)
+	}
+	all, err := c.endpoints(ref.domain)
+	if err != nil {
+		return nil, err
+	}
+	if i := slices.IndexFunc(all, canPull); i >= 0 && !all[i].resolve {
+		digest, got, err := c.head(ctx, ref)
+		if err != nil || got != nil {
+			return got, err
+		}
+		return c.byDigest(ctx, ref, digest)
+	}
 	var got *response
-	err := c.try(ref, canResolve, func(e *endpoint) (err error) {
+	err = c.try(ref, canResolve, func(e *endpoint) (err error) {
 		got, err = e.manifest(ctx, ref.path, ref.tag, "")
 		return err
 	})
@@ -175,13 +193,7 @@ func (c *Client) byTag(ctx context.Context, ref Reference) (*response, error) {
 }
 
 func (c *Client) resolve(ctx context.Context, ref Reference, p Platform) (*Manifest, error) {
-	var got *response
-	var err error
-	if ref.digest == "" {
-		got, err = c.byTag(ctx, ref)
-	} else {
-		got, err = c.byDigest(ctx, ref, ref.digest)
-	}
+	got, err := c.named(ctx, ref)
 	if err != nil {
 		return nil, err
 	}

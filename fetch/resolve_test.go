@@ -30,7 +30,7 @@ func TestResolveByTagAndDigest(t *testing.T) {
 	c := New(options(t))
 
 	img := mustResolve(t, c, reg.Host+"/lib/x:1")
-	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1, imgtest.KindManifest: 1, imgtest.KindBlob: 1, imgtest.KindOther: 0})
+	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 0, imgtest.KindManifest: 1, imgtest.KindBlob: 1, imgtest.KindOther: 0})
 	if img.Digest != m.digest || img.ManifestDigest != m.digest || string(img.Manifest) != string(m.manifest) || img.MediaType != typeManifest ||
 		string(img.Config) != string(m.config) || img.ID != id.ImageIDOf(m.config) || img.Platform.String() != "linux/amd64" || len(img.Layers) != 3 {
 		t.Errorf("got %+v", img)
@@ -70,9 +70,9 @@ func TestHeadRefused(t *testing.T) {
 		reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
 		m := makeImage(t, reg, "x", "1", "")
 		reg.Inject(imgtest.Fault{On: imgtest.KindHead, Status: status})
-		img := mustResolve(t, New(options(t)), reg.Host+"/x:1")
-		if img.Digest != m.digest {
-			t.Errorf("%d: got %s", status, img.Digest)
+		d, err := New(options(t)).Head(t.Context(), mustParse(t, reg.Host+"/x:1"))
+		if err != nil || d != m.digest {
+			t.Errorf("%d: got %s, %v", status, d, err)
 		}
 		wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1, imgtest.KindManifest: 1})
 	}
@@ -152,10 +152,10 @@ func TestRefusals(t *testing.T) {
 		{"unknown tag", imgtest.Fault{}, "/x:2", fault.NotFound, "manifest for HOST/x:2 not found: manifest unknown", "tag"},
 		{"unknown digest", imgtest.Fault{}, "/x@" + someDigest, fault.NotFound, "manifest for HOST/x@" + someDigest + " not found: manifest unknown", ""},
 		{"unknown repository", imgtest.Fault{}, "/y@" + someDigest, fault.NotFound, "repository HOST/y not found", "spelling"},
-		{"401", imgtest.Fault{On: imgtest.KindHead, Status: 401}, "/x:1", fault.Denied, "pull access denied for HOST/x, repository does not exist or may require 'docker login'", "docker login HOST"},
+		{"401", imgtest.Fault{On: imgtest.KindManifest, Status: 401}, "/x:1", fault.Denied, "pull access denied for HOST/x, repository does not exist or may require 'docker login'", "docker login HOST"},
 		{"403", imgtest.Fault{On: imgtest.KindManifest, Status: 403}, "/x:1", fault.Denied, "pull access denied for HOST/x", "--authfile"},
-		{"500 for ever", imgtest.Fault{On: imgtest.KindHead, Status: 500}, "/x:1", fault.Network, "registry HOST: HEAD", ""},
-		{"429 for ever", imgtest.Fault{On: imgtest.KindHead, Status: 429}, "/x:1", fault.Network, "toomanyrequests", "docker login"},
+		{"500 for ever", imgtest.Fault{On: imgtest.KindManifest, Status: 500}, "/x:1", fault.Network, "registry HOST: GET", ""},
+		{"429 for ever", imgtest.Fault{On: imgtest.KindManifest, Status: 429}, "/x:1", fault.Network, "toomanyrequests", "docker login"},
 		{"wrong bytes", imgtest.Fault{On: imgtest.KindManifest, Flip: true}, "/x:1", fault.Integrity, "manifest verification failed for digest sha256:", ""},
 		{"wrong config", imgtest.Fault{On: imgtest.KindBlob, Flip: true}, "/x:1", fault.Integrity, "image config verification failed for digest sha256:", ""},
 		{"no config", imgtest.Fault{On: imgtest.KindBlob, Status: 404}, "/x:1", fault.NotFound, "", ""},
@@ -192,7 +192,7 @@ func TestTransientFailures(t *testing.T) {
 	t.Parallel()
 	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
 	m := makeImage(t, reg, "x", "1", "", noise(10))
-	for _, kind := range []imgtest.Kind{imgtest.KindHead, imgtest.KindManifest, imgtest.KindBlob} {
+	for _, kind := range []imgtest.Kind{imgtest.KindManifest, imgtest.KindBlob} {
 		for _, status := range []int{408, 429, 500, 502, 503, 504} {
 			reg.Inject(imgtest.Fault{On: kind, Status: status, Times: 2})
 			if img := mustResolve(t, New(options(t)), reg.Host+"/x:1"); img.Digest != m.digest {
@@ -215,11 +215,11 @@ func TestTransientFailures(t *testing.T) {
 	o = options(t)
 	o.MaxRetry = -1
 	reg.Forget()
-	reg.Inject(imgtest.Fault{On: imgtest.KindHead, Status: 500, Times: 1})
+	reg.Inject(imgtest.Fault{On: imgtest.KindManifest, Status: 500, Times: 1})
 	if _, err := New(o).Resolve(t.Context(), mustParse(t, reg.Host+"/x:1"), Platform{}); err == nil {
 		t.Error("retried though told not to")
 	}
-	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1})
+	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindManifest: 1})
 }
 
 // A registry that takes the question and says nothing is asked twice, not for
@@ -234,7 +234,7 @@ func TestSilentRegistry(t *testing.T) {
 	o.Timeout, o.MaxRetry = 100*time.Millisecond, 10
 	_, err := New(o).Resolve(t.Context(), mustParse(t, reg.Host+"/x:1"), Platform{})
 	wantFault(t, err, fault.Network, "timeout awaiting response headers", reg.Host)
-	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 1, imgtest.KindManifest: 2})
+	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindHead: 0, imgtest.KindManifest: 2})
 }
 
 // The text of an error is not waited for.
