@@ -54,3 +54,7 @@ func (z *Reader) mark(src, n int) {
 		z.used[i/64] |= 1 << (i % 64)
 	}
 }
+
+// Consumed returns how many bytes of the input the output was made from; at
+// the end of the stream it is where the last member ends.
+func (z *Reader) Consumed() int64 { return z.at + int64(z.pos) - int64(z.nb>>3) }

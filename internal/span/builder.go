@@ -46,7 +46,7 @@ func (b *Builder) Add(e Entry) error {
 			if b.pack == nil {
 				b.pack = newPacker()
 			}
-			state = b.pack.pack(e.Window)
+			state = b.pack.pack(nil, e.Window)
 		}
 	}
 	if err := b.t.add(Span{e.Off, e.Len, e.From, e.To}, e.Skip, flags, len(state)); err != nil {

@@ -2,8 +2,6 @@ package span
 
 import (
 	"bytes"
-	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
@@ -22,9 +20,10 @@ type gzipDecoder struct {
 	z      *inflate.Reader
 	src    bytes.Reader
 	unpack *zstd.Decoder
-	window []byte // maxWindow of room
+	window []byte // room for one
 }
 
+// decode fills parts from blob, and needs no more of it than they do.
 func (d *gzipDecoders) decode(c checkpoint, blob []byte, parts []part) error {
 	g, _ := d.pool.Get().(*gzipDecoder)
 	if g == nil {
@@ -54,37 +53,4 @@ func (d *gzipDecoders) decode(c checkpoint, blob []byte, parts []part) error {
 		}
 	}
 	return nil
-}
-
-// packer compresses windows.
-type packer struct{ z *zstd.Encoder }
-
-func newPacker() *packer {
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
-	if err != nil {
-		panic(fmt.Sprintf("span: options of our own: %v", err))
-	}
-	return &packer{z}
-}
-
-func (p *packer) pack(window []byte) []byte { return p.z.EncodeAll(window, nil) }
-
-// newUnpacker returns a decoder of packed windows, which refuses longer ones.
-func newUnpacker() (*zstd.Decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
-}
-
-// unpackWindow unpacks a window into buf's room.
-func unpackWindow(z *zstd.Decoder, buf, packed []byte) ([]byte, error) {
-	if len(packed) == 0 {
-		return nil, nil
-	}
-	window, err := z.DecodeAll(packed, buf[:0])
-	if err == nil && len(window) > maxWindow {
-		err = errors.New("too long")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("window: %w", err)
-	}
-	return window, nil
 }

@@ -1,0 +1,114 @@
+package span
+
+import (
+	"errors"
+	"io"
+
+	"github.com/imgfs/imgfs/internal/inflate"
+)
+
+var errLongBlock = errors.New("gzip: a block is too long to begin behind it")
+
+// passGzip decodes src, every member of it, to w. A span ends at the first
+// border between two blocks at which it has the wished length.
+func passGzip(src io.Reader, w io.Writer, rec *recording) (int64, error) {
+	g := &gzipPass{
+		in:      held{src: src, max: maxRecorded},
+		w:       w,
+		spacing: max(rec.Spacing, maxWindow), // a window's use is known when as much data has come
+		r:       newRecorder(rec),
+	}
+	if rec.Spacing == 0 {
+		g.spacing = defaultSpacing
+	}
+	g.z = inflate.NewReader(&g.in)
+	g.z.OnBorder(g.border)
+	n, err := g.z.WriteTo(g)
+	if err == nil && len(g.open) > 0 && !g.in.over {
+		end := g.z.Consumed()
+		g.end(n, end, end, nil)
+		g.send()
+	}
+	g.r.close()
+	if g.in.over {
+		rec.giveUp(errLongBlock)
+	}
+	return n, err
+}
+
+// gzipPass makes drafts from what the inflater tells, what it reads, and what
+// it writes.
+type gzipPass struct {
+	z       *inflate.Reader
+	in      held
+	w       io.Writer
+	off     int64 // data written
+	spacing int64
+	r       *recorder
+	open    []*draft // not sent yet; all but the last have ended
+}
+
+// border begins a draft where one is due. The inflater calls it.
+func (g *gzipPass) border(c inflate.Checkpoint) *inflate.Used {
+	if g.in.over {
+		return nil
+	}
+	if len(g.open) == 0 { // the first member's first block
+		d := g.r.next()
+		d.e = Entry{Header: true}
+		g.open = append(g.open, d)
+		return nil
+	}
+	switch n := c.Out - g.open[len(g.open)-1].e.Off; {
+	case n < g.spacing:
+		return nil
+	case n > maxRecorded:
+		g.in.drop()
+		return nil
+	}
+	d := g.r.next()
+	d.e = Entry{Off: c.Out, From: c.Bit / 8, Bits: uint8(c.Bit % 8)}
+	d.window = append(d.window, c.Window[len(c.Window)-c.Reach:]...)
+	g.end(c.Out, (c.Bit+7)/8, d.e.From, d.blob)
+	g.open = append(g.open, d)
+	return &d.used
+}
+
+// end ends the last draft at data offset off and blob offset to. Bytes of the
+// blob from offset from on are the next one's, and kept in room.
+func (g *gzipPass) end(off, to, from int64, room []byte) {
+	d := g.open[len(g.open)-1]
+	d.e.Len, d.e.To = off-d.e.Off, to
+	d.blob = g.in.cut(to, from, room)
+}
+
+// Write passes on what the inflater made.
+func (g *gzipPass) Write(p []byte) (int, error) {
+	if !g.in.over {
+		for _, d := range g.open {
+			at, n := d.e.Off+int64(len(d.head))-g.off, tested-len(d.head)
+			if n > 0 && at < int64(len(p)) {
+				d.head = append(d.head, p[at:min(at+int64(n), int64(len(p)))]...)
+			}
+		}
+		g.send()
+	}
+	n, err := g.w.Write(p)
+	g.off += int64(n)
+	return n, err
+}
+
+// send hands over the drafts that are complete: they have ended, and the data
+// to test them with was written.
+func (g *gzipPass) send() {
+	for len(g.open) > 0 {
+		d := g.open[0]
+		if d.e.To == 0 || int64(len(d.head)) < min(tested, d.e.Len) {
+			return
+		}
+		g.open = append(g.open[:0], g.open[1:]...)
+		if d.e.Len > 0 { // there is data behind the last border
+			g.r.put(d)
+		}
+	}
+}

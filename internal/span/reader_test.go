@@ -1,0 +1,255 @@
+package span
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+
+	kgzip "github.com/klauspost/compress/gzip"
+)
+
+// sample is data of many kinds: text, zeros, noise, far and near repeats.
+func sample(size int) []byte {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	words := strings.Fields("the of layer index span checkpoint whiteout opaque lower upper a mount with and to /usr/share/doc/ .so \x00\x00\x00\x00\x00\x00 0644")
+	var b bytes.Buffer
+	for b.Len() < size {
+		switch rnd.IntN(8) {
+		case 0:
+			b.Write(make([]byte, rnd.IntN(60_000)))
+		case 1:
+			for range rnd.IntN(50_000) {
+				b.WriteByte(byte(rnd.Uint32()))
+			}
+		case 2:
+			if all := b.Bytes(); len(all) > 40_000 {
+				from := len(all) - 1 - rnd.IntN(40_000)
+				b.Write(bytes.Clone(all[from:min(len(all), from+rnd.IntN(20_000))]))
+			}
+		default:
+			for range rnd.IntN(8000) {
+				b.WriteString(words[rnd.IntN(len(words))])
+				if rnd.IntN(7) == 0 {
+					fmt.Fprintf(&b, "%x", rnd.Uint64())
+				}
+			}
+		}
+	}
+	return b.Bytes()[:size]
+}
+
+// run returns what a program makes of data; the test goes on without it where
+// the program is not installed.
+func run(t testing.TB, data []byte, name string, args ...string) []byte {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skipf("%s is not installed", name)
+	}
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = bytes.NewReader(data)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", name, err, stderr.Bytes())
+	}
+	return out
+}
+
+// read reads blob with a Reader and returns its table.
+func read(t testing.TB, blob, want []byte, o Options) (*Table, error) {
+	t.Helper()
+	r := NewReader(bytes.NewReader(blob), o)
+	var got bytes.Buffer
+	if _, err := r.WriteTo(&got); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Fatalf("%d bytes of data, want %d", got.Len(), len(want))
+	}
+	return r.Table(int64(len(blob)))
+}
+
+// check decodes every span of a table, several at a time, and holds the table
+// to its encoded form.
+func check(t *testing.T, table *Table, blob, want []byte) {
+	t.Helper()
+	code := table.Encode()
+	parsed, err := Parse(code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := parsed.Encode(); !bytes.Equal(code, again) {
+		t.Error("a parsed table encodes to other bytes")
+	}
+	if table.DataSize() != int64(len(want)) || parsed.DataSize() != table.DataSize() || parsed.BlobSize() != int64(len(blob)) {
+		t.Errorf("sizes %d and %d, want %d and %d", parsed.DataSize(), parsed.BlobSize(), len(want), len(blob))
+	}
+	end := int64(0)
+	var wg sync.WaitGroup
+	for i := range table.Spans() {
+		s := table.At(i)
+		if s != parsed.At(i) || s.Off != end {
+			t.Errorf("span %d: %v, parsed %v", i, s, parsed.At(i))
+		}
+		end += s.Len
+		wg.Go(func() {
+			got := make([]byte, s.Len)
+			if err := parsed.Decode(i, blob[s.From:s.To], got); err != nil || !bytes.Equal(got, want[s.Off:s.Off+s.Len]) {
+				t.Errorf("span %d of %d, %v: %v", i, table.Spans(), s, err)
+			}
+			if !parsed.Proves(i) {
+				t.Errorf("span %d has no digest", i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Every kind of gzip stream that programs write has spans from which its data
+// can be had again, one by one.
+func TestGzip(t *testing.T) {
+	t.Parallel()
+	data := sample(2 << 20)
+	members := func(size int, level int, header gzip.Header) []byte {
+		var b bytes.Buffer
+		for off := 0; off < len(data); off += size {
+			w, err := gzip.NewWriterLevel(&b, level)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Header = header
+			w.Write(data[off:min(off+size, len(data))])
+			w.Close()
+			if off == 0 {
+				b.Write(member(t, nil))
+			}
+		}
+		return b.Bytes()
+	}
+	flushed := func() []byte {
+		var b bytes.Buffer
+		w := gzip.NewWriter(&b)
+		for off := 0; off < len(data); off += 10_007 {
+			w.Write(data[off:min(off+10_007, len(data))])
+			w.Flush()
+		}
+		w.Close()
+		return b.Bytes()
+	}
+	klauspost := func() []byte {
+		var b bytes.Buffer
+		w := kgzip.NewWriter(&b)
+		w.Write(data)
+		w.Close()
+		return b.Bytes()
+	}
+	long := strings.Repeat("n", 100_000)
+	for _, tt := range []struct {
+		name string
+		slow bool // only the first MiB
+		blob func(*testing.T) []byte
+	}{
+		{"gzip -1", false, func(t *testing.T) []byte { return run(t, data, "gzip", "-1") }},
+		{"gzip -6", false, func(t *testing.T) []byte { return run(t, data, "gzip", "-6") }},
+		{"gzip -9", false, func(t *testing.T) []byte { return run(t, data, "gzip", "-9") }},
+		{"pigz", false, func(t *testing.T) []byte { return run(t, data, "pigz", "-p2") }},
+		{"pigz, independent blocks", false, func(t *testing.T) []byte { return run(t, data, "pigz", "-p2", "-i", "-b32") }},
+		{"pigz -11", true, func(t *testing.T) []byte { return run(t, data[:1<<20], "pigz", "-11", "-I1") }},
+		{"zopfli", true, func(t *testing.T) []byte {
+			file := filepath.Join(t.TempDir(), "data")
+			if err := os.WriteFile(file, data[:1<<20], 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return run(t, nil, "zopfli", "--i1", "-c", file)
+		}},
+		{"bgzip", false, func(t *testing.T) []byte { return run(t, data, "bgzip", "-c") }},
+		{"libdeflate", false, func(t *testing.T) []byte { return run(t, data, "libdeflate-gzip", "-c", "-8") }},
+		{"igzip", false, func(t *testing.T) []byte { return run(t, data, "igzip", "-c", "-1") }},
+		{"stored", false, func(*testing.T) []byte { return members(len(data), gzip.NoCompression, gzip.Header{}) }},
+		{"huffman only", false, func(*testing.T) []byte { return members(len(data), gzip.HuffmanOnly, gzip.Header{}) }},
+		{"members", false, func(*testing.T) []byte { return members(100_003, 6, gzip.Header{}) }},
+		{"members with headers", false, func(*testing.T) []byte {
+			return members(50_000, 6, gzip.Header{Name: long, Comment: "c", Extra: []byte("extra")})
+		}},
+		{"flushed often", false, func(*testing.T) []byte { return flushed() }},
+		{"klauspost", false, func(*testing.T) []byte { return klauspost() }},
+		{"padded", false, func(*testing.T) []byte { return append(klauspost(), make([]byte, 1000)...) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			blob := tt.blob(t)
+			want := data
+			if tt.slow {
+				want = data[:1<<20]
+			}
+			for _, spacing := range []int64{0, 1, 200_000} {
+				table, err := read(t, blob, want, Options{Spacing: spacing})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if spacing == 200_000 && !tt.slow && table.Spans() < 4 {
+					t.Errorf("only %d spans", table.Spans())
+				}
+				check(t, table, blob, want)
+			}
+		})
+	}
+}
+
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{0, 1, 1 << 20, 1<<20 + 1, 3<<20 - 1} {
+		data := sample(size)
+		table, err := read(t, data, data, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, table, data, data)
+		if want := (size + 1<<20 - 1) >> 20; table.Spans() != want {
+			t.Errorf("%d bytes: %d spans, want %d", size, table.Spans(), want)
+		}
+	}
+}
+
+func TestEmptyGzip(t *testing.T) {
+	t.Parallel()
+	table, err := read(t, member(t, nil), nil, Options{})
+	if err != nil || table.Spans() != 0 {
+		t.Fatal(table, err)
+	}
+	check(t, table, member(t, nil), nil)
+}
+
+func TestReadErrorIsReturned(t *testing.T) {
+	t.Parallel()
+	data := sample(1 << 20)
+	broken := errors.New("broken pipe")
+	for _, blob := range [][]byte{member(t, data), data} {
+		r := NewReader(io.MultiReader(bytes.NewReader(blob[:len(blob)/2]), iotest.ErrReader(broken)), Options{})
+		if _, err := r.WriteTo(io.Discard); !errors.Is(err, broken) {
+			t.Error(err)
+		}
+		if _, err := r.Table(int64(len(blob))); err == nil {
+			t.Error("a table of half a stream")
+		}
+		r = NewReader(bytes.NewReader(blob), Options{})
+		if _, err := r.WriteTo(brokenWriter{broken}); !errors.Is(err, broken) {
+			t.Error(err)
+		}
+	}
+}
+
+type brokenWriter struct{ err error }
+
+func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }
