@@ -146,6 +146,9 @@ func (x *Indexer) Skip(n int64) error {
 	if x.err != nil {
 		return x.err
 	}
+	if n == 0 {
+		return nil
+	}
 	if n < 0 || n > x.Payload() {
 		return x.refuse(fmt.Errorf("%d bytes skipped where %d could be", n, x.Payload()))
 	}
