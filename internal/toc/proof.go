@@ -12,12 +12,18 @@ import (
 // imported before. nil: its kind needs none.
 func Reopen(kind string, raw []byte) (Proof, error) {
 	switch kind {
-	case Own:
+	case Own, Tar:
 		s, err := ParseSkeleton(raw)
 		if err != nil {
 			return nil, err
 		}
 		return s.Proof(), nil
+	case Soci:
+		z, err := ParseZtoc(raw)
+		if err != nil {
+			return nil, err
+		}
+		return z.Proof(), nil
 	}
 	return nil, nil
 }
