@@ -34,17 +34,16 @@ type place struct {
 
 // openChunked reads the TOC that annotations or the footer point to.
 func openChunked(ctx context.Context, b Blob, d Descriptor) (*Index, error) {
-	prefix := position(d.Annotations)
 	var p place
 	var err error
-	if prefix != "" {
+	if prefix := position(d.Annotations); prefix != "" {
 		p, err = parsePosition(d.Annotations[prefix+notePosition])
 	} else {
 		var tail []byte
 		if tail, err = readTail(ctx, b, d, footerContainers); err != nil {
 			return nil, err
 		}
-		prefix, p, err = chunkedFooter(tail)
+		p, err = chunkedFooter(tail)
 	}
 	if err != nil {
 		return nil, err
@@ -56,7 +55,7 @@ func openChunked(ctx context.Context, b Blob, d Descriptor) (*Index, error) {
 	if err := b.ReadAt(ctx, frame, p.off); err != nil {
 		return nil, err
 	}
-	return readChunked(frame, d, prefix, p)
+	return readChunked(frame, d, p)
 }
 
 // parsePosition parses offset:size:raw size:type.
@@ -79,42 +78,45 @@ func parsePosition(s string) (place, error) {
 }
 
 // chunkedFooter reads the footer that tail ends with, of whichever dialect.
-func chunkedFooter(tail []byte) (prefix string, p place, err error) {
+func chunkedFooter(tail []byte) (place, error) {
 	n := len(tail)
 	switch {
 	case n >= footerContainers && string(tail[n-8:]) == magicContainers:
-		prefix, tail = noteContainers, tail[n-footerContainers:]
+		tail = tail[n-footerContainers:]
 	case n >= footerStargz && string(tail[n-8:]) == magicStargz:
-		prefix, tail = noteStargz, tail[n-footerStargz:]
+		tail = tail[n-footerStargz:]
 	default:
-		return "", place{}, ErrNone
+		return place{}, ErrNone
 	}
 	field := func(i int) int64 { return int64(binary.LittleEndian.Uint64(tail[8*i:])) }
 	if field(3) != typeTOC {
-		return "", place{}, fmt.Errorf("%w: TOC of type %d", ErrNone, field(3))
+		return place{}, fmt.Errorf("%w: TOC of type %d", ErrNone, field(3))
 	}
-	return prefix, place{off: field(0), size: field(1), raw: field(2)}, nil
+	return place{off: field(0), size: field(1), raw: field(2)}, nil
 }
 
-// readChunked reads a TOC: JSON in zstd frames. The dialects promise different
-// digests: containers/storage that of the frames, stargz-snapshotter both, and
-// its readers look at that of the JSON.
-func readChunked(frames []byte, d Descriptor, prefix string, p place) (*Index, error) {
+// readChunked reads a TOC: JSON in zstd frames. The digest of the JSON, which
+// stargz-snapshotter's readers look at, tells its dialect. All there is besides
+// is that of the frames.
+func readChunked(frames []byte, d Descriptor, p place) (*Index, error) {
 	sum := id.BlobOf(frames)
-	if err := promised(d, prefix+noteChecksum, sum); err != nil {
-		return nil, err
+	for _, prefix := range [...]string{noteContainers, noteStargz} {
+		if err := promised(d, prefix+noteChecksum, sum); err != nil {
+			return nil, err
+		}
 	}
 	z, err := zstd.NewReader(bytes.NewReader(frames), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxTOC), zstd.WithDecoderMaxWindow(maxTOC))
 	if err != nil {
 		return nil, err
 	}
 	defer z.Close()
-	t := table{landmarks: prefix == noteStargz}
+	stargz := d.Annotations[noteTOCDigest] != ""
+	t := table{landmarks: stargz}
 	jsonSum, err := t.read(z)
 	if err != nil {
 		return nil, err
 	}
-	if prefix == noteStargz {
+	if stargz {
 		if err := promised(d, noteTOCDigest, jsonSum); err != nil {
 			return nil, err
 		}

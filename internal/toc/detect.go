@@ -15,8 +15,8 @@ const (
 	// The size of the tar stream, of eStargz only.
 	noteTarSize = "io.containers.estargz.uncompressed-size"
 
-	noteContainers = "io.github.containers.zstd-chunked." // dialect of containers/storage
-	noteStargz     = "io.containers.zstd-chunked."        // dialect of stargz-snapshotter
+	noteContainers = "io.github.containers.zstd-chunked." // of containers/storage
+	noteStargz     = "io.containers.zstd-chunked."        // of stargz-snapshotter, and once of both
 	notePosition   = "manifest-position"                  // offset:size:raw size:type
 	noteChecksum   = "manifest-checksum"                  // sha256 of the compressed TOC
 	noteTarSplit   = "tarsplit-position"                  // offset:size:raw size; containers/storage only
@@ -53,8 +53,8 @@ func Announced(d Descriptor) (Form, id.Blob) {
 		return Packed, sum
 	case ZstdChunked:
 		key := noteTOCDigest
-		if position(d.Annotations) == noteContainers {
-			key = noteContainers + noteChecksum
+		if d.Annotations[key] == "" {
+			key = position(d.Annotations) + noteChecksum
 		}
 		sum, _ := id.ParseBlob(d.Annotations[key])
 		return Packed, sum

@@ -43,8 +43,8 @@ func readTail(ctx context.Context, b Blob, d Descriptor, n int64) ([]byte, error
 
 // promised compares a digest with the one that the annotation key has, if it has one.
 func promised(d Descriptor, key string, got id.Blob) error {
-	want, ok := d.Annotations[key]
-	if !ok {
+	want := d.Annotations[key]
+	if want == "" {
 		return nil
 	}
 	w, err := id.ParseBlob(want)

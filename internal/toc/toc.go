@@ -29,9 +29,9 @@
 //
 //  1. gzip: eStargz, if the digest of a TOC is announced, or at least the size
 //     of the tar that only eStargz announces.
-//  2. zstd: zstd:chunked, if the position or the digest of a TOC is announced:
-//     in the dialect of containers/storage if its annotations are there, else
-//     in that of stargz-snapshotter.
+//  2. zstd: zstd:chunked, if the position or the digest of a TOC is announced.
+//     It is stargz-snapshotter's dialect if the digest is, else that of
+//     containers/storage.
 //  3. no compression: plain tar.
 //
 // Annotations of a kind that is not the one chosen are ignored, and two tables

@@ -219,18 +219,23 @@ func newMetadata(h *tar.Header) (fileMetadata, error) {
 	if !utf8.ValidString(h.Name) || !utf8.ValidString(h.Linkname) {
 		return e, errors.New("a name that is not UTF-8, which this format cannot express")
 	}
+	for _, t := range []*time.Time{e.ModTime, e.AccessTime, e.ChangeTime} {
+		if t != nil && (t.UTC().Year() < 0 || t.UTC().Year() > 9999) {
+			return e, errors.New("a time that has no four digits for the year, which this format cannot express")
+		}
+	}
 	for key, value := range h.PAXRecords {
-		if strings.HasPrefix(key, "GNU.sparse.") {
-			return e, errors.New("a sparse file, which this format cannot express")
+		space, _, _ := strings.Cut(key, ".")
+		name, isXattr := strings.CutPrefix(key, "SCHILY.xattr.")
+		switch {
+		case isXattr:
+			if e.Xattrs == nil {
+				e.Xattrs = map[string][]byte{}
+			}
+			e.Xattrs[name] = []byte(value)
+		case space == "GNU" || space == "SCHILY" || space == "LIBARCHIVE": // sparse files, sockets, large device numbers
+			return e, fmt.Errorf("a header with %.64q, which this format cannot express", key)
 		}
-		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		if !ok {
-			continue
-		}
-		if e.Xattrs == nil {
-			e.Xattrs = map[string][]byte{}
-		}
-		e.Xattrs[name] = []byte(value)
 	}
 	return e, nil
 }
@@ -248,12 +253,16 @@ func (c *chunkedWriter) end(split *packed) error {
 	if err != nil {
 		return err
 	}
-	toc := newPacked()
-	if err := json.NewEncoder(toc).Encode(struct {
+	list, err := json.Marshal(struct {
 		Version        int            `json:"version"`
 		Entries        []fileMetadata `json:"entries"`
 		TarSplitDigest id.Blob        `json:"tarSplitDigest"`
-	}{1, c.list, id.BlobOf(splitData)}); err != nil {
+	}{1, c.list, id.BlobOf(splitData)})
+	if err != nil {
+		return err
+	}
+	toc := newPacked()
+	if _, err := toc.Write(list); err != nil {
 		return err
 	}
 	tocData, tocRaw, err := toc.close()
