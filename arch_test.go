@@ -33,7 +33,7 @@ var imports = map[string][]string{
 	"internal/engineapi": {"internal/id", "internal/fault"},
 	"fetch":              {"internal/id", "internal/fault"},
 	"imagedb":            {"internal/id", "internal/fault", "internal/metadb"},
-	"layerdb":            {"internal/id", "internal/inflate", "internal/fault", "internal/metadb", "internal/erofs", "internal/layertar"},
+	"layerdb":            {"internal/id", "internal/fault", "internal/metadb", "internal/erofs", "internal/layertar", "internal/span", "internal/toc", "internal/lazy"},
 	"union":              {"internal/fault", "internal/erofs", "internal/layertar"},
 	"internal/lower":     {"internal/erofs"},
 	"internal/upperdir":  {"internal/id", "internal/fault", "internal/erofs", "internal/lower"},

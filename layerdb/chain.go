@@ -9,10 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/span"
 )
 
 // chain is an open stack of layers, shared by its handles.
@@ -33,6 +35,8 @@ type chain struct {
 type Chain struct {
 	s       *Store
 	c       *chain
+	hold    sync.Once // see Hold
+	held    bool      // Hold was called
 	release sync.Once
 }
 
@@ -76,7 +80,12 @@ func (c *Chain) DataPaths() []string {
 }
 
 // Release ends the use of the handle. Further calls do nothing.
-func (c *Chain) Release() { c.release.Do(func() { c.s.dropChain(c.c) }) }
+func (c *Chain) Release() {
+	c.release.Do(func() {
+		c.unhold()
+		c.s.dropChain(c.c)
+	})
+}
 
 // Chain opens the stack of diffs, lowest first, and makes its index if there
 // is none. No diffs are the empty stack. Callers share one build and one open
@@ -283,73 +292,92 @@ func (l *Layer) Info() LayerInfo {
 func (l *Layer) Release() { l.release.Do(func() { l.s.dropLayer(l) }) }
 
 // openLayer returns a handle, with the layer's index open if index is set.
-func (s *Store) openLayer(d id.LayerKey, index bool) (*Layer, error) {
-	if err := s.check(d); err != nil {
+func (s *Store) openLayer(k id.LayerKey, index bool) (*Layer, error) {
+	if err := s.check(k); err != nil {
 		return nil, err
 	}
 	h := &Layer{s: s}
 	s.mu.Lock()
-	l := s.layers[d]
+	l := s.layers[k]
 	if l == nil {
 		s.mu.Unlock()
-		return nil, fault.New(fault.NotFound, "%w: %s", errAbsent, d)
+		return nil, fault.New(fault.NotFound, "%w: %s", errAbsent, k)
 	}
 	l.users++ // from here on it is not removed
-	h.layer, h.data = l, l.data
+	l.used = time.Now()
+	h.layer = l
 	s.mu.Unlock()
-	if h.data == nil {
-		if err := s.openData(h); err != nil {
-			h.Release()
-			return nil, fmt.Errorf("layer %s: %w", d.Short(), err)
-		}
+	var err error
+	if h.data, err = s.dataOf(l); err == nil && index {
+		h.img, err = openIndex(filepath.Join(s.layerDir(k), "index"), layerLabel, []id.LayerKey{k})
 	}
-	if index {
-		var err error
-		h.img, err = openIndex(filepath.Join(s.layerDir(d), "index"), layerLabel, []id.LayerKey{d})
-		if err != nil {
-			h.Release()
-			return nil, fmt.Errorf("layer %s: %w", d.Short(), err)
-		}
+	if err != nil {
+		h.Release()
+		return nil, fmt.Errorf("layer %s: %w", k.Short(), err)
 	}
 	return h, nil
 }
 
-// openData opens the data file of h's layer, or takes the descriptor that
-// another has opened meanwhile.
-func (s *Store) openData(h *Layer) error {
-	f, err := os.Open(s.dataPath(h.layer.info.Key))
+// dataOf returns the data of a layer in use, opened by the first to ask.
+func (s *Store) dataOf(l *layer) (*Data, error) {
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	s.mu.Lock()
+	d := l.data
+	s.mu.Unlock()
+	if d != nil {
+		return d, nil
+	}
+	d, err := s.openData(l)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.mu.Lock()
-	if h.layer.data == nil {
-		h.layer.data, f = &Data{f: f}, nil
-	}
-	h.data = h.layer.data
+	l.data = d
 	s.mu.Unlock()
-	if f != nil {
-		return f.Close()
-	}
-	return nil
+	return d, nil
 }
 
 // dropLayer closes a handle, and the layer's data file with the last.
 func (s *Store) dropLayer(h *Layer) {
+	l := h.layer
+	l.opening.Lock()
 	s.mu.Lock()
-	h.layer.users--
+	l.users--
+	l.used = time.Now()
 	var data *Data
-	if h.layer.users == 0 {
-		data, h.layer.data = h.layer.data, nil
+	if l.users == 0 {
+		data, l.data = l.data, nil
 	}
+	used, key := l.used, l.info.Key
 	s.mu.Unlock()
 	if data != nil {
-		if err := data.f.Close(); err != nil {
-			s.log.Warn("close of a layer's data", "err", err)
+		if err := data.close(); err != nil {
+			s.log.Warn("close of a layer's data", "layer", key, "err", err)
 		}
+		// Where that is not possible the layer is the first to be evicted.
+		_ = os.Chtimes(filepath.Join(s.layerDir(key), recordFile), time.Time{}, used)
 	}
+	l.opening.Unlock()
 	if h.img != nil {
 		if err := h.img.Close(); err != nil {
-			s.log.Warn("close of a layer's index", "err", err)
+			s.log.Warn("close of a layer's index", "layer", key, "err", err)
 		}
 	}
+}
+
+// Spans returns the layer's span table; fault.Invalid if it has none.
+func (l *Layer) Spans() (*span.Table, error) {
+	info := l.Info()
+	return readSpans(l.s.layerDir(info.Key), &info)
+}
+
+// Skeleton returns what the layer's stream holds beside payload, as our own
+// table of contents has it; fault.Invalid if it is not kept.
+func (l *Layer) Skeleton() ([]byte, error) {
+	info := l.Info()
+	if info.Table.Sum == "" || info.tableFile() != skeletonFile {
+		return nil, fault.New(fault.Invalid, "layer %s has no skeleton", info.Key.Short())
+	}
+	return readSummed(filepath.Join(l.s.layerDir(info.Key), skeletonFile), info.Table)
 }

@@ -308,7 +308,7 @@ func TestDamagedFiles(t *testing.T) {
 				}
 			}
 			spec, src := counted(tarOf(t, "file a damaged\n"))
-			if existed, err := p.Ensure(context.Background(), spec, nil); err != nil || existed == tt.absent {
+			if _, existed, err := p.Ensure(context.Background(), spec, nil); err != nil || existed == tt.absent {
 				t.Fatalf("existed %v, error %v", existed, err)
 			}
 			if got := src.opens.Load(); got != tt.fetches {
@@ -387,7 +387,7 @@ func TestDamagedFiles(t *testing.T) {
 		}
 		b[600] ^= 1
 		write(t, filepath.Join(p.layerDir(d), "data"), b)
-		if err := p.Verify(context.Background(), d); fault.KindOf(err) != fault.Integrity {
+		if _, err := p.Verify(context.Background(), d, false); fault.KindOf(err) != fault.Integrity {
 			t.Errorf("Verify: %v", err)
 		}
 		if p.Has(d) {

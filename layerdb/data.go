@@ -2,7 +2,6 @@ package layerdb
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,17 +15,6 @@ import (
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/layertar"
 )
-
-// Data is the data file of one layer: a device of a chain. All chains that are
-// open share one descriptor of it.
-type Data struct{ f *os.File }
-
-// File returns the open file; it is the store's to close.
-func (d *Data) File() *os.File { return d.f }
-
-// Fill returns the file when n bytes at off are present: at once, for a stored
-// layer has them all.
-func (d *Data) Fill(ctx context.Context, off, n int64) (*os.File, error) { return d.f, nil }
 
 const (
 	holeUnit = 32 << 10  // zeros become a hole in aligned units of this many bytes
@@ -89,6 +77,19 @@ func checkSpace(f *os.File, n int64) error {
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return nil // not a reason to refuse; the writes will tell
 	}
+	return lacks(&st, n)
+}
+
+// space is checkSpace for the store's directory.
+func (s *Store) space(n int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return nil
+	}
+	return lacks(&st, n)
+}
+
+func lacks(st *unix.Statfs_t, n int64) error {
 	bs := int64(st.Bsize)
 	if int64(st.Bavail)*bs < n+min(reserve, int64(st.Blocks)*bs/50) {
 		return unix.ENOSPC

@@ -11,7 +11,7 @@ import (
 
 // Spec says which layer is wanted and where its blob comes from.
 type Spec struct {
-	DiffID id.DiffID // what the uncompressed stream must hash to; mandatory
+	DiffID id.DiffID // what the uncompressed stream must hash to; "" if unknown (schema 1): then Blob is mandatory
 	Blob   id.Blob   // what the blob must hash to; "" if unknown (docker-archive)
 	Size   int64     // bytes of the blob; 0 or less if unknown
 	// Open starts the blob, from its first byte. Reads must end when ctx
@@ -36,11 +36,19 @@ const (
 	StatusExists      = "Already exists"
 )
 
+// want is what a pass is for. Who claims a diffID for another blob has a pass
+// of its own: a false claim costs nobody else anything.
+type want struct {
+	diff id.DiffID // "": not known yet
+	blob id.Blob   // "": unknown
+}
+
 // flight is one pass under way and who waits for it.
 type flight struct {
-	blob    id.Blob
+	want    want
 	cancel  context.CancelFunc
-	done    chan struct{} // closed after err is set
+	done    chan struct{} // closed after key and err are set
+	key     id.LayerKey
 	err     error
 	waiters int // guarded by Store.mu
 
@@ -65,78 +73,115 @@ func (f *flight) now() (Step, <-chan struct{}) {
 	return f.step, f.changed
 }
 
-// Ensure returns when the layer is stored; existed says that it was before.
+// newFlight returns a flight that waits for the first of size bytes of blob.
+func newFlight(w want, size int64, cancel context.CancelFunc) *flight {
+	return &flight{
+		want:    w,
+		cancel:  cancel,
+		done:    make(chan struct{}),
+		step:    Step{Status: StatusWaiting, Total: max(size, 0)},
+		changed: make(chan struct{}),
+	}
+}
+
+// Ensure returns the key under which the layer is stored, after a pass if it
+// is not; existed says that it was before. A layer that was imported and sealed
+// is stored, whether its bytes are here or not.
 //
 // Callers that want the same layer from the same blob share one pass: each
 // gets its result or its error, and report (nil for none) the latest of its
 // steps, on the caller's goroutine. A caller whose ctx ends leaves; the pass
 // ends with the last. Failure is not remembered. A caller that claims the same
-// diffID for another blob waits and, if that pass fails, makes its own: whose
-// claim is false cannot spoil it for others.
+// diffID for another blob makes its own pass beside the first, and both end
+// when one of them has proven the claim: whose claim is false cannot spoil it
+// for others, nor delay them.
 //
 // Errors are fault.Integrity if blob or content are not what was promised,
 // else what Open, the reader or the disk said. A caller that needs the layer
 // to stay calls Retain first.
-func (s *Store) Ensure(ctx context.Context, spec Spec, report func(Step)) (existed bool, err error) {
+func (s *Store) Ensure(ctx context.Context, spec Spec, report func(Step)) (key id.LayerKey, existed bool, err error) {
 	if report == nil {
 		report = func(Step) {}
 	}
-	if _, err := id.ParseDiffID(string(spec.DiffID)); err != nil {
-		return false, fault.New(fault.Invalid, "layer: %w", err)
+	if _, err := id.ParseBlob(string(spec.Blob)); spec.DiffID == "" && err != nil {
+		return "", false, fault.New(fault.Invalid, "layer: %w", err)
 	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return false, err
-		}
-		if s.Has(spec.DiffID.Key()) {
-			report(Step{Status: StatusExists})
-			return true, nil
-		}
-		f, err := s.join(spec)
-		if err != nil {
-			return false, err
-		}
-		if err := s.wait(ctx, f, spec.DiffID.Key(), report); err != nil {
-			if f.blob != spec.Blob && ctx.Err() == nil {
-				continue
-			}
-			return false, err
-		}
-		report(Step{Status: StatusDone})
-		return false, nil
+	if _, err := id.ParseDiffID(string(spec.DiffID)); spec.DiffID != "" && err != nil {
+		return "", false, fault.New(fault.Invalid, "layer: %w", err)
 	}
+	if err := ctx.Err(); err != nil {
+		return "", false, err
+	}
+	if key, ok := s.stored(want{spec.DiffID, spec.Blob}); ok {
+		report(Step{Status: StatusExists})
+		return key, true, nil
+	}
+	f, err := s.join(spec)
+	if err != nil {
+		return "", false, err
+	}
+	if err := s.wait(ctx, f, report); err != nil {
+		return "", false, err
+	}
+	report(Step{Status: StatusDone})
+	return f.key, false, nil
+}
+
+// stored returns the key of the layer that is wanted, if it is stored.
+func (s *Store) stored(w want) (id.LayerKey, bool) {
+	if w.diff != "" {
+		return s.Proven(w.diff)
+	}
+	k := s.ByBlob(w.blob)
+	return k, k != "" && s.Has(k)
+}
+
+// Proven returns the key of a stored layer that is proven to be d, the one
+// kept as the stream itself if there is one.
+func (s *Store) Proven(d id.DiffID) (id.LayerKey, bool) {
+	if s.Has(d.Key()) {
+		return d.Key(), true
+	}
+	s.mu.Lock()
+	k := s.proven[d]
+	s.mu.Unlock()
+	return k, k != "" && s.Has(k)
 }
 
 // join returns the pass of spec's layer, started if there is none, with the
 // caller counted among its waiters.
 func (s *Store) join(spec Spec) (*flight, error) {
+	w := want{spec.DiffID, spec.Blob}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, fault.New(fault.Unavailable, "layer store is closed")
 	}
-	if f := s.flights[spec.DiffID.Key()]; f != nil {
+	if f := s.flights[w]; f != nil {
 		f.waiters++
 		return f, nil
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	f := &flight{
-		blob:    spec.Blob,
-		cancel:  cancel,
-		done:    make(chan struct{}),
-		waiters: 1,
-		step:    Step{Status: StatusWaiting, Total: max(spec.Size, 0)},
-		changed: make(chan struct{}),
-	}
-	s.flights[spec.DiffID.Key()] = f
+	f := newFlight(w, spec.Size, cancel)
+	f.waiters = 1
+	s.flights[w] = f
 	s.wg.Go(func() {
 		defer cancel()
-		err := s.guard("layer", func() error { return s.pass(ctx, spec, f) })
+		err := s.guard("layer", func() (err error) {
+			f.key, err = s.pass(ctx, spec, f)
+			return err
+		})
 		s.mu.Lock()
-		if s.flights[spec.DiffID.Key()] == f {
-			delete(s.flights, spec.DiffID.Key())
+		if s.flights[w] == f {
+			delete(s.flights, w)
 		}
 		s.mu.Unlock()
+		if err != nil && w.diff != "" {
+			// Another blob's pass may have proven the same.
+			if key, ok := s.stored(w); ok {
+				f.key, err = key, nil
+			}
+		}
 		f.err = err
 		close(f.done)
 	})
@@ -144,7 +189,7 @@ func (s *Store) join(spec Spec) (*flight, error) {
 }
 
 // wait passes on a flight's steps until it ends or ctx does.
-func (s *Store) wait(ctx context.Context, f *flight, d id.LayerKey, report func(Step)) error {
+func (s *Store) wait(ctx context.Context, f *flight, report func(Step)) error {
 	for {
 		step, changed := f.now()
 		report(step)
@@ -152,7 +197,7 @@ func (s *Store) wait(ctx context.Context, f *flight, d id.LayerKey, report func(
 		case <-f.done:
 			return f.err
 		case <-ctx.Done():
-			s.leave(f, d)
+			s.leave(f)
 			return context.Cause(ctx)
 		case <-changed:
 		}
@@ -161,14 +206,25 @@ func (s *Store) wait(ctx context.Context, f *flight, d id.LayerKey, report func(
 
 // leave takes a waiter away. With the last the pass stops, and is forgotten at
 // once, so that who comes now does not join it.
-func (s *Store) leave(f *flight, d id.LayerKey) {
+func (s *Store) leave(f *flight) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f.waiters--; f.waiters > 0 {
 		return
 	}
-	if s.flights[d] == f {
-		delete(s.flights, d)
+	if s.flights[f.want] == f {
+		delete(s.flights, f.want)
 	}
 	f.cancel()
+}
+
+// landedLocked ends the other passes for a layer that is stored now.
+//
+// Preconditions: s.mu is held.
+func (s *Store) landedLocked(d id.DiffID) {
+	for w, f := range s.flights {
+		if w.diff == d {
+			f.cancel()
+		}
+	}
 }

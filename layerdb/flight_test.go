@@ -60,13 +60,13 @@ func TestSharedPass(t *testing.T) {
 			errs := make(chan error, 2)
 			var steps []Step
 			go func() {
-				_, err := p.Ensure(context.Background(), spec, func(s Step) { steps = append(steps, s) })
+				_, _, err := p.Ensure(context.Background(), spec, func(s Step) { steps = append(steps, s) })
 				errs <- err
 			}()
 			<-h.opened
 			joined := make(chan struct{})
 			go func() {
-				_, err := p.Ensure(context.Background(), spec, once(joined))
+				_, _, err := p.Ensure(context.Background(), spec, once(joined))
 				errs <- err
 			}()
 			<-joined
@@ -99,10 +99,10 @@ func TestLeave(t *testing.T) {
 		spec, h := holding(specOf(stream, stream))
 		ctx, cancel := context.WithCancel(context.Background())
 		first, second := make(chan error, 1), make(chan error, 1)
-		go func() { _, err := p.Ensure(ctx, spec, nil); first <- err }()
+		go func() { _, _, err := p.Ensure(ctx, spec, nil); first <- err }()
 		<-h.opened
 		joined := make(chan struct{})
-		go func() { _, err := p.Ensure(context.Background(), spec, once(joined)); second <- err }()
+		go func() { _, _, err := p.Ensure(context.Background(), spec, once(joined)); second <- err }()
 		<-joined
 		cancel()
 		if err := <-first; !errors.Is(err, context.Canceled) {
@@ -123,7 +123,7 @@ func TestLeave(t *testing.T) {
 		spec, h := holding(specOf(stream, stream))
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
-		go func() { _, err := p.Ensure(ctx, spec, nil); done <- err }()
+		go func() { _, _, err := p.Ensure(ctx, spec, nil); done <- err }()
 		<-h.opened
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) || fault.KindOf(err) != fault.Canceled {
@@ -131,7 +131,7 @@ func TestLeave(t *testing.T) {
 		}
 		<-h.ended // the pass was stopped
 		// Who comes now does not join the dying pass.
-		if _, err := p.Ensure(context.Background(), specOf(stream, stream), nil); err != nil {
+		if _, _, err := p.Ensure(context.Background(), specOf(stream, stream), nil); err != nil {
 			t.Errorf("after it: %v", err)
 		}
 	})
@@ -141,14 +141,14 @@ func TestLeave(t *testing.T) {
 		p := newPlace(t)
 		spec, h := holding(specOf(stream, stream))
 		done := make(chan error, 1)
-		go func() { _, err := p.Ensure(context.Background(), spec, nil); done <- err }()
+		go func() { _, _, err := p.Ensure(context.Background(), spec, nil); done <- err }()
 		<-h.opened
 		s := p.Store
 		p.close()
 		if err := <-done; fault.KindOf(err) != fault.Canceled {
 			t.Errorf("error %v", err)
 		}
-		if _, err := s.Ensure(context.Background(), specOf(stream, stream), nil); fault.KindOf(err) != fault.Unavailable {
+		if _, _, err := s.Ensure(context.Background(), specOf(stream, stream), nil); fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("after Close: %v", err)
 		}
 		if _, err := s.Chain(context.Background(), nil); fault.KindOf(err) != fault.Unavailable {

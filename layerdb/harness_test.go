@@ -89,7 +89,7 @@ func (p *place) put(text string) id.LayerKey {
 	p.t.Helper()
 	stream := tarOf(p.t, text)
 	spec := specOf(stream, stream)
-	if _, err := p.Ensure(context.Background(), spec, nil); err != nil {
+	if _, _, err := p.Ensure(context.Background(), spec, nil); err != nil {
 		p.t.Fatal(err)
 	}
 	return spec.DiffID.Key()
@@ -142,7 +142,11 @@ func readFile(img *erofs.Image, data []*Data, name string) ([]byte, error) {
 			return nil, err
 		}
 		if !e.Hole {
-			if _, err := data[e.Device].File().ReadAt(out[off:off+e.Len], int64(e.Off)); err != nil {
+			f, err := data[e.Device].Fill(context.Background(), int64(e.Off), int64(e.Len))
+			if err != nil {
+				return nil, err
+			}
+			if _, err := f.ReadAt(out[off:off+e.Len], int64(e.Off)); err != nil {
 				return nil, err
 			}
 		}

@@ -58,7 +58,7 @@ func child() {
 	for {
 		var diffs []id.LayerKey
 		for _, spec := range specs {
-			_, err := s.Ensure(context.Background(), spec, nil)
+			_, _, err := s.Ensure(context.Background(), spec, nil)
 			fail(err)
 			diffs = append(diffs, spec.DiffID.Key())
 			fail(s.Retain("image:1", diffs))
@@ -107,7 +107,7 @@ func TestKill(t *testing.T) {
 			if !p.Has(l.DiffID.Key()) {
 				t.Errorf("round %d: layer %s is not whole", round, l.DiffID.Short())
 			}
-			if err := p.Verify(context.Background(), l.DiffID.Key()); err != nil {
+			if _, err := p.Verify(context.Background(), l.DiffID.Key(), false); err != nil {
 				t.Errorf("round %d: %v", round, err)
 			}
 		}
@@ -125,7 +125,7 @@ func TestKill(t *testing.T) {
 		}
 		var diffs []id.LayerKey
 		for _, spec := range specs {
-			if _, err := p.Ensure(context.Background(), spec, nil); err != nil {
+			if _, _, err := p.Ensure(context.Background(), spec, nil); err != nil {
 				t.Fatalf("round %d: %v", round, err)
 			}
 			diffs = append(diffs, spec.DiffID.Key())

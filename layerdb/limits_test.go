@@ -63,7 +63,7 @@ func TestBombOfZeros(t *testing.T) {
 	const size = 256 << 20
 	p := newPlace(t)
 	spec := generated(t, zeroFile("zeros", size))
-	if _, err := p.Ensure(context.Background(), spec, nil); err != nil {
+	if _, _, err := p.Ensure(context.Background(), spec, nil); err != nil {
 		t.Fatal(err)
 	}
 	list, err := p.Layers()
@@ -73,7 +73,7 @@ func TestBombOfZeros(t *testing.T) {
 	if l := list[0]; l.Content != size || l.DataSize < size || l.Disk > 1<<20 {
 		t.Errorf("content %d, data %d, on disk %d: want the zeros as holes", l.Content, l.DataSize, l.Disk)
 	}
-	if err := p.Verify(context.Background(), spec.DiffID.Key()); err != nil {
+	if _, err := p.Verify(context.Background(), spec.DiffID.Key(), false); err != nil {
 		t.Error(err)
 	}
 }
@@ -122,7 +122,7 @@ func TestLimits(t *testing.T) {
 			tt.opts(&p.opts)
 			p.open()
 			defer p.close()
-			_, err := p.Ensure(context.Background(), generated(t, tt.write), nil)
+			_, _, err := p.Ensure(context.Background(), generated(t, tt.write), nil)
 			if err == nil || !strings.Contains(err.Error(), tt.err) || fault.KindOf(err) != tt.kind {
 				t.Errorf("error %v (%v), want %q (%v)", err, fault.KindOf(err), tt.err, tt.kind)
 			}
@@ -148,7 +148,7 @@ func TestMillionEntries(t *testing.T) {
 		}
 		return nil
 	})
-	if _, err := p.Ensure(context.Background(), d, nil); err != nil {
+	if _, _, err := p.Ensure(context.Background(), d, nil); err != nil {
 		t.Fatal(err)
 	}
 	l, err := p.Layer(d.DiffID.Key())
@@ -198,7 +198,7 @@ func TestFullDisk(t *testing.T) {
 	unknown := spec
 	unknown.Blob, unknown.Size = "", 0
 	for name, spec := range map[string]Spec{"size known": known, "size unknown": unknown} {
-		_, err := p.Ensure(context.Background(), spec, nil)
+		_, _, err := p.Ensure(context.Background(), spec, nil)
 		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "disk of "+small+" is full") || !strings.Contains(fault.HintOf(err), "imgfs gc") {
 			t.Errorf("%s: error %v, hint %q", name, err, fault.HintOf(err))
 		}

@@ -217,6 +217,10 @@ func (s *Store) removeLocked(may func(id.LayerKey) bool, chains []id.ChainKey) (
 	for c := range s.chains {
 		needed[c] = true
 	}
+	wanted := map[id.DiffID]bool{}
+	for w := range s.flights {
+		wanted[w.diff] = w.diff != ""
+	}
 	for _, c := range chains {
 		if needed[c] {
 			continue
@@ -226,12 +230,12 @@ func (s *Store) removeLocked(may func(id.LayerKey) bool, chains []id.ChainKey) (
 		}
 	}
 	for d, l := range s.layers {
-		if !may(d) || l.users > 0 || s.flights[d] != nil || owned[d] > 0 && l.info.Damage == "" {
+		if !may(d) || l.users > 0 || wanted[l.info.DiffID] || owned[d] > 0 && l.info.Damage == "" {
 			continue
 		}
 		if bury(s.layerDir(d)) || l.info.Damage != "" {
 			r.Layers = append(r.Layers, d)
-			delete(s.layers, d)
+			s.forgetLocked(l)
 			changes[layerKey+d.Hex()] = nil
 		}
 	}

@@ -140,7 +140,7 @@ func TestRetainFirst(t *testing.T) {
 	if err := p.Retain("pull:1", []id.LayerKey{spec.DiffID.Key()}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Ensure(context.Background(), spec, nil); err != nil {
+	if _, _, err := p.Ensure(context.Background(), spec, nil); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := p.GC(context.Background()); err != nil || len(r.Layers) > 0 {
@@ -177,7 +177,7 @@ func TestLeftovers(t *testing.T) {
 	stream := tarOf(t, sample)
 	spec, h := holding(specOf(stream, stream))
 	done := make(chan error, 1)
-	go func() { _, err := p.Ensure(context.Background(), spec, nil); done <- err }()
+	go func() { _, _, err := p.Ensure(context.Background(), spec, nil); done <- err }()
 	<-h.opened
 	if _, err := p.GC(context.Background()); err != nil {
 		t.Error(err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/span"
 )
 
 // Packed is a layer made here: a blob in tmp/, to be brought in by a pass.
@@ -74,10 +75,10 @@ func (s *Store) Pack(ctx context.Context, how string, write func(io.Writer) erro
 // compressor returns a writer that compresses. One goroutine each: what it
 // writes then depends on the tar alone.
 func compressor(w io.Writer, how string) (io.WriteCloser, error) {
-	switch compression(how) {
-	case gzipped:
+	switch how {
+	case span.Gzip.String():
 		return gzip.NewWriter(w), nil
-	case zstandard:
+	case span.Zstd.String():
 		return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
 	}
 	return nil, fault.New(fault.Invalid, "compression %q: it is gzip or zstd", how)
@@ -108,15 +109,3 @@ func (p *Packed) Path() string { return p.path }
 
 // Close removes the blob's file, if it is still there.
 func (p *Packed) Close() { p.forget() }
-
-// Info returns what is known of a stored layer, Owners and Disk apart;
-// fault.NotFound if there is none.
-func (s *Store) Info(d id.LayerKey) (LayerInfo, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l := s.layers[d]
-	if l == nil || l.info.Damage != "" {
-		return LayerInfo{}, fault.New(fault.NotFound, "%w: %s", errAbsent, d)
-	}
-	return l.info, nil
-}

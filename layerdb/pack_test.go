@@ -40,7 +40,7 @@ func TestPack(t *testing.T) {
 			t.Errorf("%s: %+v, %+v", how, a, b)
 		}
 		b.Close()
-		if existed, err := p.Ensure(t.Context(), a.Spec(), nil); err != nil || existed != (how == "zstd") {
+		if _, existed, err := p.Ensure(t.Context(), a.Spec(), nil); err != nil || existed != (how == "zstd") {
 			t.Errorf("%s: Ensure: %v, %v", how, existed, err)
 		}
 		if i, err := p.Info(a.DiffID.Key()); err != nil || i.StreamSize != int64(len(stream)) || i.Compression != "gzip" {

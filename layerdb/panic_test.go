@@ -41,20 +41,20 @@ func TestPanic(t *testing.T) {
 
 	spec := specOf(big, big)
 	spec.Open = func(context.Context) (io.ReadCloser, error) { return faulty{bytes.NewReader(big)}, nil }
-	_, err := p.Ensure(ctx, spec, nil)
+	_, _, err := p.Ensure(ctx, spec, nil)
 	want("download", err)
 
 	cpus := p.cpus
 	p.cpus = make(chan struct{})
 	close(p.cpus) // sending panics
-	_, err = p.Ensure(ctx, specOf(big, big), nil)
+	_, _, err = p.Ensure(ctx, specOf(big, big), nil)
 	p.cpus = cpus
 	want("inflate", err)
 
 	slots := p.slots
 	p.slots = make(chan struct{})
 	close(p.slots)
-	_, err = p.Ensure(ctx, specOf(big, big), nil)
+	_, _, err = p.Ensure(ctx, specOf(big, big), nil)
 	p.slots = slots
 	want("layer", err)
 	p.nothing()

@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync/atomic"
 
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/layertar"
+	"github.com/imgfs/imgfs/internal/span"
+	"github.com/imgfs/imgfs/internal/toc"
 )
 
 // The two rings of a pass: 1.5 MiB of blob and 2 MiB of stream in flight.
@@ -40,7 +44,7 @@ type stages struct {
 	blobSum  [sha256.Size]byte
 	blobSize int64
 	readErr  error // of the body
-	kind     compression
+	spans    *span.Reader
 	flateErr error // of the decompressor
 }
 
@@ -68,10 +72,17 @@ func take(ctx context.Context, c <-chan []byte) ([]byte, error) {
 	}
 }
 
+// passed is what a run found the blob to be.
+type passed struct {
+	diff  id.DiffID
+	size  int64 // bytes of the blob
+	spans *span.Reader
+}
+
 // run brings the stream of spec's blob to sink, buffer by buffer, and proves
 // blob and stream. The error says which promise was broken, the one furthest
 // up the pipeline: a damaged blob is not reported as a damaged tar.
-func (s *Store) run(ctx context.Context, spec Spec, f *flight, sink func([]byte) error) (compression, error) {
+func (s *Store) run(ctx context.Context, spec Spec, f *flight, sink func([]byte) error) (*passed, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	p := &stages{ctx: ctx, in: newRing(inBuffers, inBuffer), out: newRing(outBuffers, outBuffer), cpus: s.cpus}
@@ -112,26 +123,32 @@ func (s *Store) run(ctx context.Context, spec Spec, f *flight, sink func([]byte)
 
 	switch {
 	case ctx.Err() != nil:
-		return p.kind, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	case p.readErr != nil:
-		return p.kind, p.readErr
+		return nil, p.readErr
 	}
 	if err := p.proveBlob(spec); err != nil {
-		return p.kind, err
+		return nil, err
 	}
 	if p.flateErr != nil && !p.giveUp.Load() {
 		if fault.KindOf(p.flateErr) != fault.Failed {
-			return p.kind, p.flateErr
+			return nil, p.flateErr
 		}
-		return p.kind, fault.New(fault.Integrity, "blob is what its manifest promised, but cannot be uncompressed: %w", p.flateErr)
+		return nil, fault.New(fault.Integrity, "blob is what its manifest promised, but cannot be uncompressed: %w", p.flateErr)
 	}
 	if sinkErr != nil {
-		return p.kind, sinkErr
+		return nil, sinkErr
 	}
-	if got := id.DiffIDFrom([sha256.Size]byte(sum.Sum(nil))); got != spec.DiffID {
-		return p.kind, fault.New(fault.Integrity, "wrong diff id calculated on extraction: the image config says %s, the content is %s", spec.DiffID, got)
+	got := id.DiffIDFrom([sha256.Size]byte(sum.Sum(nil)))
+	if spec.DiffID != "" && got != spec.DiffID {
+		return nil, newWrongDiff(spec.DiffID, got)
 	}
-	return p.kind, nil
+	return &passed{diff: got, size: p.blobSize, spans: p.spans}, nil
+}
+
+// newWrongDiff is the error about content that is not what a config claims.
+func newWrongDiff(claimed, got id.DiffID) error {
+	return fault.New(fault.Integrity, "wrong diff id calculated on extraction: the image config says %s, the content is %s", claimed, got)
 }
 
 // guard is f, whose panic becomes its error and is told to whoever waits for f
@@ -229,8 +246,9 @@ func (p *stages) inflate() error {
 	}
 	defer cpu.release()
 	r, w := &ringReader{p: p, cpu: cpu}, &ringWriter{p: p, cpu: cpu}
-	var err error
-	if p.kind, err = uncompress(w, r); err == nil {
+	p.spans = span.NewReader(r, span.Options{})
+	_, err := p.spans.WriteTo(w)
+	if err == nil {
 		err = w.flush()
 	}
 	for {
@@ -388,8 +406,26 @@ func isDamage(err error) bool {
 
 // walk is the third stage's sink: the tar walk and the data file.
 type walk struct {
-	x    *layertar.Indexer
-	data dataWriter
+	x        *layertar.Indexer
+	skeleton *toc.SkeletonWriter
+	data     dataWriter
+}
+
+// newWalk makes the data file in dir, if the disk has room for size bytes.
+func (s *Store) newWalk(dir string, size int64) (*walk, error) {
+	data, err := os.OpenFile(filepath.Join(dir, "data"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	// The stream is hardly ever shorter than the blob; do not even begin what
+	// cannot end.
+	if err := checkSpace(data, size); err != nil {
+		data.Close()
+		return nil, err
+	}
+	w := &walk{x: layertar.NewIndexer(s.opts.Limits), skeleton: toc.NewSkeleton(), data: dataWriter{f: data}}
+	w.x.Record(w.skeleton.Record)
+	return w, nil
 }
 
 func (w *walk) take(b []byte) error {
@@ -400,8 +436,43 @@ func (w *walk) take(b []byte) error {
 	return err
 }
 
+// finish writes the index, gives the data file its last form, syncs both, and
+// notes in info what they are.
+func (w *walk) finish(dir string, info *LayerInfo) error {
+	sum, err := writeIndex(dir, w.x, info)
+	if err != nil {
+		return err
+	}
+	if err := w.data.finish(&sum); err != nil {
+		return err
+	}
+	if err := w.data.f.Sync(); err != nil {
+		return err
+	}
+	st, err := w.data.f.Stat()
+	if err != nil {
+		return err
+	}
+	info.StreamSize, info.DataTime = sum.StreamSize, st.ModTime().UnixNano()
+	return nil
+}
+
+// writeIndex finishes x as the index in dir, and notes in info what it holds.
+func writeIndex(dir string, x *layertar.Indexer, info *LayerInfo) (sum layertar.Summary, err error) {
+	info.Index, err = writeFile(filepath.Join(dir, "index"), func(out io.Writer) error {
+		var err error
+		sum, err = x.Finish(out, info.Key.Hex())
+		return err
+	})
+	info.DataSize, info.Content, info.Entries, info.Files = sum.DataSize, sum.Content, sum.Entries, sum.Files
+	return sum, err
+}
+
+// close closes the data file.
+func (w *walk) close() { w.data.f.Close() }
+
 // layerError names the layer in front of what befell it.
-func (s *Store) layerError(d id.LayerKey, b id.Blob, err error) error {
+func (s *Store) layerError(d id.DiffID, b id.Blob, err error) error {
 	name := d.Short()
 	if b != "" {
 		name = b.Short()

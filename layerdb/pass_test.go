@@ -104,7 +104,7 @@ func TestEnsure(t *testing.T) {
 			blob := tt.blob(t)
 			p := newPlace(t)
 			spec := specOf(blob, stream)
-			existed, err := p.Ensure(context.Background(), spec, nil)
+			_, existed, err := p.Ensure(context.Background(), spec, nil)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) || fault.KindOf(err) != tt.kind {
 					t.Errorf("error %v (%v), want %q (%v)", err, fault.KindOf(err), tt.err, tt.kind)
@@ -129,7 +129,7 @@ func TestEnsure(t *testing.T) {
 			if p.ByBlob(spec.Blob) != spec.DiffID.Key() {
 				t.Error("blob is not known to be that layer's")
 			}
-			if existed, err := p.Ensure(context.Background(), spec, nil); !existed || err != nil {
+			if _, existed, err := p.Ensure(context.Background(), spec, nil); !existed || err != nil {
 				t.Errorf("again: existed %v, error %v", existed, err)
 			}
 		})
@@ -168,7 +168,7 @@ func TestPromises(t *testing.T) {
 				", the content is " + string(id.DiffIDFrom(sha256.Sum256(stream))), fault.Integrity},
 		{"wrong diffID, blob unknown", func(s *Spec) { s.Blob, s.Size, s.DiffID = "", 0, id.DiffIDFrom(sha256.Sum256(other)) },
 			"wrong diff id", fault.Integrity},
-		{"no diffID", func(s *Spec) { s.DiffID = "" }, "digest", fault.Invalid},
+		{"neither diffID nor blob", func(s *Spec) { s.DiffID, s.Blob = "", "" }, "digest", fault.Invalid},
 		{"diffID that is a path", func(s *Spec) { s.DiffID = "sha256:../../../../etc" }, "digest", fault.Invalid},
 		{"cannot be opened", func(s *Spec) {
 			s.Open = func(context.Context) (io.ReadCloser, error) { return nil, fault.New(fault.Denied, "denied") }
@@ -184,7 +184,7 @@ func TestPromises(t *testing.T) {
 			p := newPlace(t)
 			spec := specOf(blob, stream)
 			tt.wrong(&spec)
-			_, err := p.Ensure(context.Background(), spec, nil)
+			_, _, err := p.Ensure(context.Background(), spec, nil)
 			if err == nil || !strings.Contains(err.Error(), tt.err) || fault.KindOf(err) != tt.kind {
 				t.Errorf("error %v (%v), want %q (%v)", err, fault.KindOf(err), tt.err, tt.kind)
 			}
@@ -193,7 +193,7 @@ func TestPromises(t *testing.T) {
 				t.Error("the blob is on record")
 			}
 			// The failure is not remembered.
-			if _, err := p.Ensure(context.Background(), specOf(blob, stream), nil); err != nil {
+			if _, _, err := p.Ensure(context.Background(), specOf(blob, stream), nil); err != nil {
 				t.Errorf("the honest layer after it: %v", err)
 			}
 		})
@@ -223,7 +223,7 @@ func TestDamagedOnTheWay(t *testing.T) {
 			opened++
 			return io.NopCloser(bytes.NewReader(tt.bodies[opened-1])), nil
 		}
-		_, err := p.Ensure(context.Background(), spec, nil)
+		_, _, err := p.Ensure(context.Background(), spec, nil)
 		if tt.ok != (err == nil) || opened != 2 {
 			t.Errorf("%s: opened %d times, error %v", tt.name, opened, err)
 		}
@@ -250,16 +250,16 @@ func TestDamage(t *testing.T) {
 			t.Helper()
 			spec := specOf(blob, stream)
 			spec.Open = (&source{blob: bad}).open
-			_, err := p.Ensure(context.Background(), spec, nil)
+			_, _, err := p.Ensure(context.Background(), spec, nil)
 			if fault.KindOf(err) != fault.Integrity {
 				t.Errorf("%s, %s on the way: %v, want an integrity error", c[0], name, err)
 			}
 			spec.Blob, spec.Size = id.BlobOf(bad), int64(len(bad))
-			_, err = p.Ensure(context.Background(), spec, nil)
+			_, _, err = p.Ensure(context.Background(), spec, nil)
 			if err == nil {
 				// A bit that means nothing, such as a header's time: what is
 				// stored is the stream all the same.
-				if err := p.Verify(context.Background(), spec.DiffID.Key()); err != nil {
+				if _, err := p.Verify(context.Background(), spec.DiffID.Key(), false); err != nil {
 					t.Errorf("%s, %s at its source: %v", c[0], name, err)
 				}
 				if _, err := p.GC(context.Background()); err != nil {
@@ -295,14 +295,14 @@ func TestHostileImage(t *testing.T) {
 	t.Run("claims it first", func(t *testing.T) {
 		t.Parallel()
 		p := newPlace(t)
-		if _, err := p.Ensure(context.Background(), hostile, nil); fault.KindOf(err) != fault.Integrity {
+		if _, _, err := p.Ensure(context.Background(), hostile, nil); fault.KindOf(err) != fault.Integrity {
 			t.Errorf("error %v, want an integrity error", err)
 		}
 		p.nothing()
 		if p.Has(d1.Key()) || p.Has(d2.Key()) {
 			t.Error("something is stored under a diffID")
 		}
-		if _, err := p.Ensure(context.Background(), specOf(good, good), nil); err != nil {
+		if _, _, err := p.Ensure(context.Background(), specOf(good, good), nil); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := p.content(d1.Key(), "passwd"); string(got) != "good" {
@@ -312,10 +312,10 @@ func TestHostileImage(t *testing.T) {
 	t.Run("comes second", func(t *testing.T) {
 		t.Parallel()
 		p := newPlace(t)
-		if _, err := p.Ensure(context.Background(), specOf(good, good), nil); err != nil {
+		if _, _, err := p.Ensure(context.Background(), specOf(good, good), nil); err != nil {
 			t.Fatal(err)
 		}
-		if existed, err := p.Ensure(context.Background(), hostile, nil); !existed || err != nil {
+		if _, existed, err := p.Ensure(context.Background(), hostile, nil); !existed || err != nil {
 			t.Errorf("existed %v, error %v", existed, err)
 		}
 		if got, err := p.content(d1.Key(), "passwd"); string(got) != "good" {
@@ -331,14 +331,14 @@ func TestHostileImage(t *testing.T) {
 		held, release := holding(hostile)
 		failed := make(chan error, 1)
 		go func() {
-			_, err := p.Ensure(context.Background(), held, nil)
+			_, _, err := p.Ensure(context.Background(), held, nil)
 			failed <- err
 		}()
 		<-release.opened
 		waiting := make(chan struct{})
 		done := make(chan error, 1)
 		go func() {
-			_, err := p.Ensure(context.Background(), specOf(good, good), once(waiting))
+			_, _, err := p.Ensure(context.Background(), specOf(good, good), once(waiting))
 			done <- err
 		}()
 		<-waiting
@@ -375,7 +375,7 @@ func TestAnnex(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].DataSize <= list[0].StreamSize {
 		t.Errorf("layers %+v (%v), want one with an annex", list, err)
 	}
-	if err := p.Verify(context.Background(), d); err != nil {
+	if _, err := p.Verify(context.Background(), d, false); err != nil {
 		t.Error(err)
 	}
 	if after, err := p.content(d, "after"); err != nil || !bytes.Equal(after, imgtest.Pattern(1000)) {

@@ -9,47 +9,44 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
-	"github.com/imgfs/imgfs/internal/layertar"
+	"github.com/imgfs/imgfs/internal/toc"
 )
 
 // pass brings in one layer: see the package's doc. On error nothing is left.
-func (s *Store) pass(ctx context.Context, spec Spec, f *flight) error {
+func (s *Store) pass(ctx context.Context, spec Spec, f *flight) (id.LayerKey, error) {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return "", context.Cause(ctx)
 	}
 	if old, ok := s.remains(spec.DiffID.Key()); ok {
-		local := Spec{DiffID: spec.DiffID, Open: func(context.Context) (io.ReadCloser, error) {
-			return openPart(s.dataPath(spec.DiffID.Key()), old.StreamSize)
-		}}
-		if err := s.passTo(ctx, local, &old, f); err == nil || ctx.Err() != nil {
-			return err
+		local := Spec{DiffID: spec.DiffID, Open: func(context.Context) (io.ReadCloser, error) { return openPart(s.dataPath(old.Key), old.StreamSize) }}
+		if key, err := s.passTo(ctx, local, &old, f); err == nil || ctx.Err() != nil {
+			return key, err
 		}
 	}
-	err := s.passTo(ctx, spec, nil, f)
+	key, err := s.passTo(ctx, spec, nil, f)
 	if errors.Is(err, errWrongBlob) && ctx.Err() == nil {
 		// Damaged on its way, perhaps, or by a mirror: what is opened again
 		// comes whole, and from the next endpoint. Once, as docker does.
-		s.log.Warn("layer is fetched again", "layer", spec.DiffID, "err", err)
-		err = s.passTo(ctx, spec, nil, f)
+		s.log.Warn("layer is fetched again", "layer", spec.DiffID, "blob", spec.Blob, "err", err)
+		key, err = s.passTo(ctx, spec, nil, f)
 	}
 	if err != nil {
-		err = s.layerError(spec.DiffID.Key(), spec.Blob, err)
+		err = s.layerError(spec.DiffID, spec.Blob, err)
 	}
-	return err
+	return key, err
 }
 
 // remains returns the record of a damaged layer whose data may be whole: then
 // a new index can be had without the network.
-func (s *Store) remains(d id.LayerKey) (LayerInfo, bool) {
+func (s *Store) remains(k id.LayerKey) (LayerInfo, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.layers[d]
-	if l == nil || l.info.StreamSize == 0 {
+	l := s.layers[k]
+	if l == nil || l.info.StreamSize == 0 || l.lazy {
 		return LayerInfo{}, false
 	}
 	return l.info, true
@@ -69,75 +66,116 @@ func openPart(path string, size int64) (io.ReadCloser, error) {
 
 // passTo is pass for a blob from the network, or, with the record old, for the
 // data file that a damaged layer has left.
-func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight) error {
+func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight) (id.LayerKey, error) {
 	dir, forget, err := s.tempDir("pass-")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer forget()
-	data, err := os.OpenFile(filepath.Join(dir, "data"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	w, err := s.newWalk(dir, max(spec.Size, 0))
 	if err != nil {
-		return err
+		return "", err
 	}
-	defer data.Close()
-	// The stream is hardly ever shorter than the blob; do not even begin what
-	// cannot end.
-	if err := checkSpace(data, max(spec.Size, 0)); err != nil {
-		return err
-	}
-	w := &walk{x: layertar.NewIndexer(s.opts.Limits), data: dataWriter{f: data}}
-	kind, err := s.run(ctx, spec, f, w.take)
+	defer w.close()
+	got, err := s.run(ctx, spec, f, w.take)
 	if err != nil {
-		return err
+		return "", err
 	}
 	step, _ := f.now()
 	step.Status = StatusExtracting
 	f.report(step)
 
-	info := LayerInfo{Key: spec.DiffID.Key(), DiffID: spec.DiffID, Blob: spec.Blob, BlobSize: step.Current, Compression: string(kind)}
+	info := LayerInfo{
+		Key: got.diff.Key(), DiffID: got.diff, Form: toc.Stream, Sealed: true,
+		Blob: spec.Blob, BlobSize: got.size, Compression: got.spans.Kind().String(),
+	}
 	if old != nil {
 		info.Blob, info.BlobSize, info.Compression = old.Blob, old.BlobSize, old.Compression
 	}
-	var sum layertar.Summary
-	info.Index, err = writeFile(filepath.Join(dir, "index"), func(out io.Writer) error {
-		var err error
-		sum, err = w.x.Finish(out, spec.DiffID.Hex())
-		return err
-	})
+	if err := w.finish(dir, &info); err != nil {
+		return "", err
+	}
+	if info.Blob != "" {
+		if err := w.writeTables(dir, &info, s.spansOf(got, old)); err != nil {
+			return "", err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	return info.Key, s.publish(dir, info)
+}
+
+// spansOf returns the span table of a pass, encoded: the one that its reader
+// made, or, of the data file that old has left, the one that lies beside it.
+// nil: there is none.
+func (s *Store) spansOf(got *passed, old *LayerInfo) []byte {
+	if old == nil {
+		t, err := got.spans.Table(got.size)
+		if err != nil {
+			s.log.Info("a layer cannot be read at random", "layer", got.diff, "err", err)
+			return nil
+		}
+		return t.Encode()
+	}
+	b, err := os.ReadFile(filepath.Join(s.layerDir(old.Key), spansFile))
+	if err != nil || id.BlobOf(b) != old.Spans.Sum {
+		return nil
+	}
+	return b
+}
+
+// writeTables writes what a layer is fetched by once it was evicted, and
+// published by. A blob that cannot be read at random has none.
+func (w *walk) writeTables(dir string, info *LayerInfo, spans []byte) error {
+	if spans == nil {
+		return nil
+	}
+	skeleton, err := w.skeleton.Finish(info.StreamSize)
 	if err != nil {
 		return err
 	}
-	if err := w.data.finish(&sum); err != nil {
+	if info.Spans, err = writeBytes(filepath.Join(dir, spansFile), spans); err != nil {
 		return err
 	}
-	if err := data.Sync(); err != nil {
-		return err
-	}
-	st, err := data.Stat()
-	if err != nil {
-		return err
-	}
-	info.StreamSize, info.DataSize, info.DataTime = sum.StreamSize, sum.DataSize, st.ModTime().UnixNano()
-	info.Content, info.Entries, info.Files = sum.Content, sum.Entries, sum.Files
+	info.Table, err = writeBytes(filepath.Join(dir, skeletonFile), skeleton)
+	return err
+}
+
+// publish makes what is in dir, all of it but its record, the layer, for
+// everybody and for good. Of two that end together the later is dropped.
+func (s *Store) publish(dir string, info LayerInfo) error {
 	info.Created = time.Now().UTC().Truncate(time.Second)
-	record, err := writeJSON(filepath.Join(dir, "record"), info)
+	record, err := writeJSON(filepath.Join(dir, recordFile), info)
 	if err != nil {
 		return err
 	}
 	if err := syncDir(dir); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	changes := map[string][]byte{}
+	if info.Sealed && info.Blob != "" {
+		changes[blobKey+info.Blob.Hex()] = []byte(info.Key.Hex())
 	}
-	return s.publish(dir, info, record)
-}
-
-// publish makes a finished pass the layer, for everybody and for good. Of two
-// passes that end together the later is dropped.
-func (s *Store) publish(dir string, info LayerInfo, record []byte) error {
 	s.mu.Lock()
 	old := s.layers[info.Key]
+	whole := old != nil && old.info.Damage == ""
+	if whole {
+		s.provenLocked(&info)
+	}
+	s.mu.Unlock()
+	if whole {
+		return s.update(changes)
+	}
+	name := layerKey + info.Key.Hex()
+	if old != nil {
+		// What is known of the old directory must not be said of the new one.
+		if err := s.update(map[string][]byte{name: nil}); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	old = s.layers[info.Key]
 	if old != nil && old.info.Damage == "" {
 		s.mu.Unlock()
 		return nil
@@ -148,9 +186,12 @@ func (s *Store) publish(dir string, info LayerInfo, record []byte) error {
 		err = os.Rename(dir, target)
 	}
 	if err == nil {
-		s.layers[info.Key] = &layer{info: info, checked: true}
-		if info.Blob != "" {
-			s.blobs[info.Blob] = info.Key
+		if old != nil {
+			s.forgetLocked(old)
+		}
+		s.addLocked(info).checked = true
+		if info.Sealed {
+			s.landedLocked(info.DiffID)
 		}
 	}
 	s.mu.Unlock()
@@ -161,10 +202,7 @@ func (s *Store) publish(dir string, info LayerInfo, record []byte) error {
 	if err := syncDir(filepath.Join(s.dir, "layers")); err != nil {
 		return err
 	}
-	changes := map[string][]byte{layerKey + info.Key.Hex(): record}
-	if info.Blob != "" {
-		changes[blobKey+info.Blob.Hex()] = []byte(info.Key.Hex())
-	}
+	changes[name] = record
 	return s.update(changes)
 }
 
@@ -232,29 +270,4 @@ func syncDir(dir string) error {
 		return fmt.Errorf("sync: %w", err)
 	}
 	return nil
-}
-
-// Verify reads the layer's data once and compares it with the diffID.
-// fault.Integrity if it is not the same; the layer counts as absent then.
-func (s *Store) Verify(ctx context.Context, d id.LayerKey) error {
-	h, err := s.Layer(d)
-	if err != nil {
-		return err
-	}
-	defer h.Release()
-	got, err := digestOf(ctx, io.NewSectionReader(h.Data().File(), 0, h.Info().StreamSize))
-	if err != nil {
-		return fmt.Errorf("layer %s: %w", d.Short(), err)
-	}
-	if got.Key() == d {
-		return nil
-	}
-	err = fault.New(fault.Integrity, "layer %s: its data on disk is that of %s", d.Short(), got)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if l := s.layers[d]; l == h.layer {
-		l.info.Damage = err.Error()
-		s.problemLocked("%v", err)
-	}
-	return err
 }

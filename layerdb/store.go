@@ -1,7 +1,6 @@
 package layerdb
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,9 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -23,6 +20,7 @@ import (
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/layertar"
+	"github.com/imgfs/imgfs/internal/lazy"
 	"github.com/imgfs/imgfs/internal/metadb"
 )
 
@@ -54,26 +52,16 @@ type Options struct {
 	// number of processors and 2. Of these, as many inflate at a time as
 	// there are processors.
 	Passes int
-}
-
-// LayerInfo is what is known of a stored layer.
-type LayerInfo struct {
-	Key         id.LayerKey `json:"key"`
-	DiffID      id.DiffID   `json:"diffID"`
-	Blob        id.Blob     `json:"blob,omitempty"` // the blob it came from; "" if that had no digest
-	BlobSize    int64       `json:"blobSize"`       // bytes of that blob
-	Compression string      `json:"compression"`    // of that blob: gzip, zstd or none
-	StreamSize  int64       `json:"streamSize"`     // bytes of the tar stream
-	DataSize    int64       `json:"dataSize"`       // bytes of data: stream, padding and annex
-	DataTime    int64       `json:"dataTime"`       // of data's last change, in nanoseconds since 1970
-	Index       written     `json:"index"`
-	Content     int64       `json:"content"` // bytes of regular files, which docker calls the layer's size
-	Entries     int         `json:"entries"` // tar entries
-	Files       int         `json:"files"`   // regular files
-	Created     time.Time   `json:"created"` // when the pass ended
-	Owners      int         `json:"-"`       // how many owners hold it now
-	Disk        int64       `json:"-"`       // bytes allocated on disk; filled by Layers only
-	Damage      string      `json:"-"`       // why the layer counts as absent, or ""
+	// Source gives the blob of a layer, of which bytes are missing or about to
+	// be evicted; an error says why there is none. It does not wait for a
+	// network, and is not remembered when it fails. nil: nothing is evicted.
+	Source func(ctx context.Context, l LayerInfo) (lazy.Source, error)
+	// CacheLimit is how many bytes the data files may take on disk before
+	// those used least recently are evicted; 0 is no limit.
+	CacheLimit int64
+	// Bad is called, on a goroutine of its own, when a layer is found not to
+	// be what its index or its image says; nil: not.
+	Bad func(l LayerInfo, why error)
 }
 
 // Store is a directory of layers and chains. Its methods may be called by
@@ -88,24 +76,22 @@ type Store struct {
 	slots chan struct{} // held by a pass
 	cpus  chan struct{} // held while inflating
 	wg    sync.WaitGroup
+	pool  *lazy.Pool
 	owned ledger
+
+	amending sync.Mutex    // held while a record is written anew; before mu
+	over     chan struct{} // has room for one: the cache limit is exceeded
 
 	mu       sync.Mutex // guards the rest
 	layers   map[id.LayerKey]*layer
 	blobs    map[id.Blob]id.LayerKey
-	flights  map[id.LayerKey]*flight
+	proven   map[id.DiffID]id.LayerKey // sealed layers whose key is not their diffID's
+	disk     int64                     // sum of layer.disk
+	flights  map[want]*flight
 	chains   map[id.ChainKey]*chain
 	tmp      map[string]bool // names in tmp/ in use
 	problems []string
 	closed   bool
-}
-
-// layer is a directory below layers/.
-type layer struct {
-	info    LayerInfo
-	checked bool  // files seen to be whole since Open
-	users   int   // open handles
-	data    *Data // open while users > 0
 }
 
 // Open opens the store in dir, which it makes if absent. It removes what
@@ -132,7 +118,10 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		layers:  map[id.LayerKey]*layer{},
 		blobs:   map[id.Blob]id.LayerKey{},
 		owned:   ledger{held: map[string][]id.LayerKey{}},
-		flights: map[id.LayerKey]*flight{},
+		flights: map[want]*flight{},
+		proven:  map[id.DiffID]id.LayerKey{},
+		over:    make(chan struct{}, 1),
+		pool:    lazy.NewPool(0),
 		chains:  map[id.ChainKey]*chain{},
 		tmp:     map[string]bool{},
 	}
@@ -148,6 +137,9 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		return nil, fmt.Errorf("layer store: %w", err)
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
+	if o.CacheLimit > 0 {
+		s.wg.Go(s.keepLimit)
+	}
 	return s, nil
 }
 
@@ -206,17 +198,16 @@ func (s *Store) load() error {
 		if !ok {
 			var b []byte
 			if i, b, err = s.readRecord(d); err != nil {
-				s.layers[d] = &layer{info: LayerInfo{Key: d, Damage: err.Error()}}
+				s.layers[d] = newLayer(LayerInfo{Key: d, Damage: err.Error()})
 				s.problem("layer %s is damaged and counts as absent: %v", d.Short(), err)
 				continue
 			}
 			changes[layerKey+hex] = b
 		}
 		delete(records, hex)
-		s.layers[d] = &layer{info: i}
-		if i.Blob != "" {
-			s.blobs[i.Blob] = d
-		}
+		s.mu.Lock()
+		s.addLocked(i)
+		s.mu.Unlock()
 	}
 	for hex := range records {
 		// Removed by hand, or by a process killed before it could say so.
@@ -251,22 +242,6 @@ func (s *Store) load() error {
 	return s.update(changes)
 }
 
-// readRecord reads a layer's own record.
-func (s *Store) readRecord(d id.LayerKey) (LayerInfo, []byte, error) {
-	var i LayerInfo
-	b, err := os.ReadFile(filepath.Join(s.layerDir(d), "record"))
-	if err != nil {
-		return i, nil, fmt.Errorf("record: %w", err)
-	}
-	if err := json.Unmarshal(b, &i); err != nil {
-		return i, nil, fmt.Errorf("record: %w", err)
-	}
-	if i.Key != d {
-		return i, nil, fmt.Errorf("record: is of layer %s", i.Key)
-	}
-	return i, bytes.TrimSpace(b), nil
-}
-
 // Has reports whether the layer is stored and its files look whole.
 func (s *Store) Has(d id.LayerKey) bool { return s.check(d) == nil }
 
@@ -285,35 +260,56 @@ func (s *Store) check(d id.LayerKey) error {
 		return fault.New(fault.NotFound, "%w: %s", errAbsent, d)
 	}
 	s.mu.Lock()
-	info, checked := l.info, l.checked
+	info, isLazy, checked := l.info, l.lazy, l.checked
 	s.mu.Unlock()
 	if info.Damage != "" {
-		return fault.New(fault.NotFound, "%w: %s: damaged: %s", errAbsent, d, info.Damage)
+		return absent(&info)
 	}
 	if checked {
 		return nil
 	}
-	err := s.inspect(info)
+	err := s.inspect(info, isLazy)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
 		l.info.Damage = err.Error()
 		s.problemLocked("layer %s is damaged and counts as absent: %v", d.Short(), err)
-		return fault.New(fault.NotFound, "%w: %s: damaged: %w", errAbsent, d, err)
+		return absent(&l.info)
 	}
 	l.checked = true
 	return nil
 }
 
-// inspect looks whether a layer's files are what its record says.
-func (s *Store) inspect(i LayerInfo) error {
-	data := written{Size: i.DataSize, Time: i.DataTime}
-	if err := data.unchanged(s.dataPath(i.Key), func(f *os.File) error { return s.proveData(&i, f) }); err != nil {
-		return err
-	}
-	index := filepath.Join(s.layerDir(i.Key), "index")
+// absent is the error about a layer that is damaged.
+func absent(i *LayerInfo) error {
+	return fault.New(fault.NotFound, "%w: %s: damaged: %s", errAbsent, i.Key, i.Damage)
+}
+
+// inspect looks whether a layer's files are what its record says. What a lazy
+// data file holds is package lazy's to look at.
+func (s *Store) inspect(i LayerInfo, isLazy bool) error {
+	dir := s.layerDir(i.Key)
+	index := filepath.Join(dir, "index")
 	if err := i.Index.unchanged(index, i.Index.proveSum); err != nil {
 		return err
+	}
+	if isLazy {
+		for _, f := range []struct {
+			name string
+			w    written
+		}{{spansFile, i.Spans}, {i.tableFile(), i.Table}} {
+			if f.w.Sum == "" {
+				continue
+			}
+			if err := f.w.unchanged(filepath.Join(dir, f.name), f.w.proveSum); err != nil {
+				return err
+			}
+		}
+	} else {
+		data := written{Size: i.DataSize, Time: i.DataTime}
+		if err := data.unchanged(s.dataPath(i.Key), func(f *os.File) error { return s.proveData(&i, f) }); err != nil {
+			return err
+		}
 	}
 	img, err := openIndex(index, layerLabel, []id.LayerKey{i.Key})
 	if err != nil {
@@ -362,40 +358,18 @@ func (s *Store) ByBlob(b id.Blob) id.LayerKey {
 	return s.blobs[b]
 }
 
-// Layers lists what is stored, damaged layers included, by diffID.
-func (s *Store) Layers() ([]LayerInfo, error) {
-	s.owned.mu.Lock()
-	owners := s.owned.countLocked()
-	s.owned.mu.Unlock()
-	s.mu.Lock()
-	list := make([]LayerInfo, 0, len(s.layers))
-	for d, l := range s.layers {
-		i := l.info
-		i.Owners = owners[d]
-		list = append(list, i)
-	}
-	s.mu.Unlock()
-	for k := range list {
-		disk, err := diskUsage(s.layerDir(list[k].Key))
-		if err != nil {
-			return nil, fmt.Errorf("layer %s: %w", list[k].Key.Short(), err)
-		}
-		list[k].Disk = disk
-	}
-	slices.SortFunc(list, func(a, b LayerInfo) int { return strings.Compare(string(a.Key), string(b.Key)) })
-	return list, nil
-}
-
-// Passes lists the layers on their way now, by diffID.
-func (s *Store) Passes() []id.LayerKey {
+// Passes lists the layers on their way now whose diffID is known, by diffID.
+func (s *Store) Passes() []id.DiffID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]id.LayerKey, 0, len(s.flights))
-	for d := range s.flights {
-		list = append(list, d)
+	list := make([]id.DiffID, 0, len(s.flights))
+	for w := range s.flights {
+		if w.diff != "" {
+			list = append(list, w.diff)
+		}
 	}
 	slices.Sort(list)
-	return list
+	return slices.Compact(list)
 }
 
 // Problems lists the damage found since Open, a sentence each.

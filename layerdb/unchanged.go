@@ -50,16 +50,21 @@ func writeFile(path string, fill func(io.Writer) error) (written, error) {
 	return written{st.Size(), st.ModTime().UnixNano(), id.BlobFrom([sha256.Size]byte(sum.Sum(nil)))}, f.Close()
 }
 
+// writeBytes makes a file of b, synced.
+func writeBytes(path string, b []byte) (written, error) {
+	return writeFile(path, func(out io.Writer) error {
+		_, err := out.Write(b)
+		return err
+	})
+}
+
 // writeJSON makes a file that holds v, synced, and returns v's text.
 func writeJSON(path string, v any) ([]byte, error) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
 	}
-	_, err = writeFile(path, func(out io.Writer) error {
-		_, err := out.Write(append(text, '\n'))
-		return err
-	})
+	_, err = writeBytes(path, append(text[:len(text):len(text)], '\n'))
 	return text, err
 }
 

@@ -76,7 +76,7 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 		}
 	}()
 	if made.layer != nil {
-		if _, err := e.layers.Ensure(ctx, p.Spec(), nil); err != nil {
+		if _, _, err := e.layers.Ensure(ctx, p.Spec(), nil); err != nil {
 			return res, err
 		}
 	}
