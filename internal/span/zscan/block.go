@@ -215,11 +215,14 @@ func (s *Scanner) sequences(b *Block, n, literals, limit, at, end int) error {
 			return corrupt("sequences cut short")
 		}
 		v = load(p)
-		offs = offsets.states[(uint64(offs.next)+v&(1<<(offs.bits&63)-1))%maxStates]
+		nextOffs := uint64(offs.next) + v&(1<<(offs.bits&63)-1)
 		v >>= offs.bits & 63
-		match = matches.states[(uint64(match.next)+v&(1<<(match.bits&63)-1))%maxStates]
+		nextMatch := uint64(match.next) + v&(1<<(match.bits&63)-1)
 		v >>= match.bits & 63
-		lit = lits.states[(uint64(lit.next)+v&(1<<(lit.bits&63)-1))%maxStates]
+		nextLit := uint64(lit.next) + v&(1<<(lit.bits&63)-1)
+		offs = offsets.states[nextOffs%maxStates]
+		match = matches.states[nextMatch%maxStates]
+		lit = lits.states[nextLit%maxStates]
 	}
 	if p != low {
 		return corrupt("bits behind the sequences")

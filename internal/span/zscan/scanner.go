@@ -55,15 +55,16 @@ type Block struct {
 	First, Last bool  // of its frame
 	Skippable   bool
 
-	// What a decoder that begins at From has to know; not meaningful where a
-	// frame begins.
+	// What a decoder that begins at From has to know, apart from the data
+	// before it; a frame's header tells it all.
 	Window   int64     // size of the frame's window
 	Checksum bool      // the frame ends with a checksum, four bytes
 	Repeat   [3]uint32 // the repeat offsets, the latest first
 	Start    int64     // where the frame's data begins
 
-	Uses Tables // taken over from an earlier block of the frame
-	Sets Tables // its own; none if a block has neither literals nor sequences of a kind
+	Known Tables // that earlier blocks of the frame left behind
+	Uses  Tables // those of them that this block takes over
+	Sets  Tables // that it brings
 
 	// Refs are the matches' sources that begin before Scanner.Base, clipped
 	// to it, in the order of the matches; may overlap and repeat. Valid until
@@ -117,7 +118,7 @@ func (s *Scanner) Next(b *Block) error {
 		}
 		b.First = true
 	}
-	b.Window, b.Checksum, b.Repeat, b.Start = s.window, s.checksum, s.repeat, s.start
+	b.Window, b.Checksum, b.Repeat, b.Start, b.Known = s.window, s.checksum, s.repeat, s.start, s.known
 	if err := s.block(b); err != nil {
 		return err
 	}
