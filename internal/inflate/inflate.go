@@ -199,7 +199,9 @@ func (z *Reader) fill(n int) error {
 
 // account takes the output since the last call into the member's checksum.
 func (z *Reader) account() {
-	z.crc = crc32.Update(z.crc, crc32.IEEETable, z.out[z.sum:z.wr])
+	if z.whole {
+		z.crc = crc32.Update(z.crc, crc32.IEEETable, z.out[z.sum:z.wr])
+	}
 	z.size += uint32(z.wr - z.sum)
 	z.sum = z.wr
 }

@@ -12,8 +12,9 @@ import (
 
 // Options say how a Reader makes its table. The zero value is the default.
 type Options struct {
-	// Spacing is about how much data a span has; 0 is 1 MiB for gzip and
-	// uncompressed blobs, and for zstd what its windows make worth while.
+	// Spacing is about how much data a span has; 0 is a bit less than 1 MiB
+	// for gzip and uncompressed blobs, and for zstd what its windows make
+	// worth while.
 	Spacing int64
 }
 

@@ -209,14 +209,14 @@ func TestGzip(t *testing.T) {
 
 func TestPlain(t *testing.T) {
 	t.Parallel()
-	for _, size := range []int{0, 1, 1 << 20, 1<<20 + 1, 3<<20 - 1} {
+	for _, size := range []int{0, 1, defaultSpacing, defaultSpacing + 1, 3*defaultSpacing - 1} {
 		data := sample(size)
 		table, err := read(t, data, data, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		check(t, table, data, data)
-		if want := (size + 1<<20 - 1) >> 20; table.Spans() != want {
+		if want := (size + defaultSpacing - 1) / defaultSpacing; table.Spans() != want {
 			t.Errorf("%d bytes: %d spans, want %d", size, table.Spans(), want)
 		}
 	}

@@ -12,7 +12,9 @@ import (
 )
 
 const (
-	defaultSpacing = 1 << 20
+	// defaultSpacing makes spans that are rarely longer than 1 MiB, with the
+	// rest of the block in which it ends.
+	defaultSpacing = 7 << 17
 	// maxRecorded limits the spans that are recorded here, data and blob bytes:
 	// they are held in memory. Encoders make blocks far shorter; one that does
 	// not has no place where a reader could begin.
