@@ -94,7 +94,7 @@ func (w *SkeletonWriter) flush() {
 	}
 	if w.zstd == nil {
 		w.zstd, w.err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
-			zstd.WithWindowSize(blockTarget), zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderCRC(false))
+			zstd.WithWindowSize(blockTarget), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false))
 		if w.err != nil {
 			return
 		}

@@ -181,9 +181,9 @@ func (z *Ztoc) spans() (*span.Table, error) {
 			e.From, e.Bits = p.in-1, 8-p.bits
 		}
 		if i+1 < len(points) {
-			e.Len, e.To = points[i+1].out-p.out, points[i+1].in
+			e.Len, e.To = min(points[i+1].out, z.size)-p.out, points[i+1].in
 		}
-		if e.Len == 0 { // empty blocks, or an empty member
+		if e.Len == 0 || p.out > z.size { // of empty blocks or an empty member, or of padding
 			continue
 		}
 		sum, err := sha256Digest(r.bytesOf(digests, i))

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 )
 
@@ -112,4 +113,15 @@ func (e *told) sum(seed maphash.Seed) uint64 {
 		h.WriteString(p.value)
 	}
 	return h.Sum64()
+}
+
+// hasSparse says whether a header is of a sparse file, whose payload is not at
+// its place in the stream.
+func hasSparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
