@@ -3,141 +3,223 @@ package lazy
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 )
-
-// Pool is what the Files of a store share: processors, buffers, and the
-// knowledge of who is in a hurry.
-type Pool struct{}
-
-// NewPool returns a Pool that decodes n spans at a time; 0: one per processor.
-func NewPool(n int) *Pool { return &Pool{} }
 
 // Names of the files in a File's directory.
 const (
 	DataName    = "data"
-	PresentName = "present" // absent: all bytes are present
-	SeenName    = "seen"    // digests of spans for which the table has none
+	PresentName = "present"
+	SeenName    = "seen"
 )
+
+// errClosed is what a read gets that is waiting when its File is closed.
+var errClosed = errors.New("layer is closed")
 
 // File is a data file that may be incomplete. It is safe for concurrent use.
 type File struct {
-	dir string
-	o   Options
-	f   *os.File
+	dir   string
+	o     Options
+	log   *slog.Logger
+	pool  *Pool
+	at    locator
+	size  int64  // of the data file
+	table uint64 // hash of the table's spans
+	seen  *seen  // nil: the table has a digest for each span
+	lanes chan struct{}
 
-	mu   sync.Mutex
-	have map[int]bool
+	ctx    context.Context // of all requests
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup // requests, and checks of suspects; entered under mu while bad is nil
+
+	now    atomic.Pointer[contents] // replaced under mu
+	link   atomic.Int64             // blob bytes that arrive during a round trip
+	source sourceCell
+
+	mu       sync.Mutex
+	bad      error      // why nothing is served any more: the data is bad, or closed
+	spill    *contents  // in memory: what the disk had no space for; nil: nothing
+	requests []*request // under way, by age
+	waiters  []*waiter
 }
 
-// Create makes the files of a File that has no bytes yet, synced. The size is
-// that of the data file, 0: the table's.
+// Create makes the files of a File that has no bytes yet, synced. It uses of o
+// only Table and Size.
 func Create(dir string, o Options) error {
-	f, err := os.Create(filepath.Join(dir, DataName))
+	if err := makePresent(filepath.Join(dir, PresentName), o.Table.Spans(), hashTable(o.Table)); err != nil {
+		return fmt.Errorf("data of a layer: %w", err)
+	}
+	data, err := makeData(filepath.Join(dir, DataName), max(o.Size, o.Table.DataSize()))
+	if err != nil {
+		return fmt.Errorf("data of a layer: %w", err)
+	}
+	if err := errors.Join(data.Sync(), data.Close()); err != nil {
+		return fmt.Errorf("data of a layer: %w", err)
+	}
+	return nil
+}
+
+// Open opens the files in dir. What they hold after an unclean stop, or after
+// somebody else wrote to them, is compared with its checksums before it is
+// served, and fetched again where it differs.
+func Open(dir string, o Options) (*File, error) {
+	f := &File{
+		dir: dir, o: o, log: o.Logger, pool: o.Pool,
+		at:    newLocator(o.Table),
+		size:  max(o.Size, o.Table.DataSize()),
+		table: hashTable(o.Table),
+		lanes: make(chan struct{}, lanes),
+	}
+	if f.log == nil {
+		f.log = slog.New(slog.DiscardHandler)
+	}
+	if f.pool == nil {
+		f.pool = NewPool(0)
+	}
+	f.source.ask, f.source.lock = o.Source, make(chan struct{}, 1)
+	f.link.Store(unknownLink)
+	var err error
+	if f.seen, err = openSeen(filepath.Join(dir, SeenName), o.Table); err != nil {
+		return nil, fmt.Errorf("data of a layer: %w", err)
+	}
+	c, err := f.openContents()
+	if err != nil {
+		return nil, fmt.Errorf("data of a layer: %w", err)
+	}
+	f.now.Store(c)
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	return f, nil
+}
+
+// Present returns how many bytes of data are present, of how many.
+func (f *File) Present() (have, total int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.at.n {
+		total += f.o.Table.At(i).Len
+	}
+	return f.now.Load().bytes, total
+}
+
+// PresentIn returns how many of the n bytes at off are present. Those between
+// spans are not counted.
+func (f *File) PresentIn(off, n int64) (have int64) {
+	end := off + n
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.now.Load()
+	i, j := f.at.covering(max(off, 0), end)
+	for i = c.have.next(i, j, true); i < j; i = c.have.next(i+1, j, true) {
+		s := f.o.Table.At(i)
+		have += min(s.Off+s.Len, end) - max(s.Off, off)
+	}
+	return have
+}
+
+// Whole reports whether all bytes are present and none needs to be compared
+// with its checksum.
+func (f *File) Whole() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.now.Load()
+	return f.bad == nil && c.have.next(0, f.at.n, false) == f.at.n &&
+		(c.suspect == nil || c.suspect.next(0, f.at.n, true) == f.at.n)
+}
+
+// Evict drops all bytes: a new, empty data file takes the place of the old one,
+// which stays with those who hold it. It returns how many bytes were dropped.
+func (f *File) Evict() (freed int64, err error) {
+	next, err := f.emptyContents()
+	if err != nil {
+		return 0, fmt.Errorf("evict a layer: %w", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	freed = f.now.Load().bytes
+	f.now.Store(next)
+	f.spill = nil
+	return freed, nil
+}
+
+// emptyContents puts new files into the place of the old ones. "present" goes
+// first: what it says is true of both data files.
+func (f *File) emptyContents() (*contents, error) {
+	const suffix = ".new"
+	data, present := filepath.Join(f.dir, DataName), filepath.Join(f.dir, PresentName)
+	if err := makePresent(present+suffix, f.at.n, f.table); err != nil {
+		return nil, err
+	}
+	file, err := makeData(data+suffix, f.size)
+	if err != nil {
+		return nil, err
+	}
+	c := newContents(file, f.at.n, f.o.Proof != nil)
+	if c.present, err = os.OpenFile(present+suffix, os.O_RDWR, 0); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(present+suffix, present); err != nil {
+		return nil, err
+	}
+	if err := syncDir(f.dir); err != nil {
+		return nil, err
+	}
+	return c, os.Rename(data+suffix, data)
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	return f.Truncate(max(o.Size, o.Table.DataSize()))
+	defer d.Close()
+	return d.Sync()
 }
 
-// Open opens the files in dir.
-func Open(dir string, o Options) (*File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, DataName), os.O_RDWR, 0)
-	return &File{dir: dir, o: o, f: f, have: map[int]bool{}}, err
-}
-
-// Fill returns the file that holds the n bytes at off, and will hold them for
-// as long as it is referred to: a data file only gains bytes. It waits for
-// those that are missing; if ctx ends it returns ctx's error, and with a ctx
-// that ended before, it never waits. The file is never closed by the File.
-func (f *File) Fill(ctx context.Context, off, n int64) (*os.File, error) {
-	t := f.o.Table
+// Close stops what is under way, syncs the files and marks them as cleanly
+// closed. Files that Fill returned stay open, and what is ready is still
+// served.
+func (f *File) Close() error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	for i := t.Find(off); i < t.Spans() && t.At(i).Off < off+n; i++ {
-		if f.have[i] {
-			continue
-		}
-		src, err := f.o.Source(ctx)
-		if err != nil {
-			return nil, err
-		}
-		s := t.At(i)
-		body, err := src.Range(ctx, s.From, s.To-s.From)
-		if err != nil {
-			return nil, err
-		}
-		blob, err := io.ReadAll(body)
-		body.Close()
-		if err != nil {
-			return nil, err
-		}
-		data := make([]byte, s.Len)
-		if err := t.Decode(i, blob, data); err != nil {
-			return nil, err
-		}
-		if _, err := f.f.WriteAt(data, s.Off); err != nil {
-			return nil, err
-		}
-		f.have[i] = true
+	closed := errors.Is(f.bad, errClosed)
+	if f.bad == nil {
+		f.bad = errClosed
 	}
-	return f.f, nil
-}
-
-// Prefetch brings in ranges, in their order as far as several can be under way
-// at a time, and yields to reads. It returns when they are present.
-func (f *File) Prefetch(ctx context.Context, ranges []Range) error {
-	for _, r := range ranges {
-		if _, err := f.Fill(ctx, r.Off, r.Len); err != nil {
-			return err
+	f.mu.Unlock()
+	if closed {
+		return nil
+	}
+	f.cancel()
+	f.tasks.Wait()
+	if c := f.now.Load(); c.present != nil {
+		if err := f.seal(c); err != nil {
+			return fmt.Errorf("data of a layer: %w", err)
 		}
 	}
 	return nil
 }
 
-// Complete brings in all that is missing, from the first hole on in long
-// requests, and yields to reads. It returns when everything is present, or
-// ctx's error. Progress, which may be nil, is told bytes of data.
-func (f *File) Complete(ctx context.Context, progress func(done, total int64)) error {
-	return f.Prefetch(ctx, []Range{{0, f.o.Table.DataSize()}})
-}
-
-// Verify compares what is present with its checksums. With repair, spans that
-// fail are dropped, to be fetched again when they are needed. It returns how
-// many failed.
-func (f *File) Verify(ctx context.Context, repair bool) (bad int, err error) { return 0, nil }
-
-// Evict drops all bytes: a new, empty data file takes the place of the old one,
-// which stays with those who hold it.
-func (f *File) Evict() (freed int64, err error) { return 0, errors.ErrUnsupported }
-
-// Present returns how many bytes of data are present, of how many.
-func (f *File) Present() (have, total int64) { return f.PresentIn(0, f.o.Table.DataSize()), f.o.Table.DataSize() }
-
-// PresentIn returns how many bytes of the range are present.
-func (f *File) PresentIn(off, n int64) (have int64) {
+// condemn makes the data bad for good.
+func (f *File) condemn(err error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	t := f.o.Table
-	for i := t.Find(off); i < t.Spans() && t.At(i).Off < off+n; i++ {
-		if f.have[i] {
-			s := t.At(i)
-			have += min(s.Off+s.Len, off+n) - max(s.Off, off)
-		}
+	if f.bad != nil {
+		f.mu.Unlock()
+		return
 	}
-	return have
+	f.bad = err
+	for i := range f.now.Load().ready {
+		f.now.Load().ready[i].Store(0)
+	}
+	f.spill = nil
+	f.wakeLocked(0, f.at.n, false, err)
+	f.mu.Unlock()
+	f.cancel()
+	f.log.Error("layer is not what it claims to be", "dir", f.dir, "err", err)
+	if f.o.Bad != nil {
+		f.o.Bad(err)
+	}
 }
-
-// Whole reports whether all bytes are present and need no checking.
-func (f *File) Whole() bool {
-	have, total := f.Present()
-	return have == total
-}
-
-// Close stops what is under way, syncs the files and marks them as cleanly
-// closed. Files that Fill returned stay open.
-func (f *File) Close() error { return f.f.Sync() }

@@ -1,0 +1,222 @@
+package lazy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// contents is a data file and what is known of it.
+type contents struct {
+	data    *os.File
+	present *os.File // nil: has no checksums
+	// mark makes "present" say, synced, that it was not closed cleanly. It is
+	// called before anything is written, and works once.
+	mark func() error
+
+	// ready has a bit for each span that was used since it is present. A bit
+	// is set under File.mu, and read without.
+	ready []atomic.Uint64
+
+	// By span; guarded by File.mu.
+	have    bitmap // present
+	raw     bitmap // in data, and what the table says; nil where there is no Proof
+	suspect bitmap // of those in have: to be compared with its checksum; nil: none
+	bytes   int64  // data bytes of the spans in have
+	used    int64  // blob bytes of the spans that are ready
+
+	written atomic.Int64 // data bytes written; of contents in memory only
+}
+
+func newContents(data *os.File, n int, proof bool) *contents {
+	c := &contents{
+		data:  data,
+		mark:  func() error { return nil },
+		ready: make([]atomic.Uint64, (n+63)/64),
+		have:  newBitmap(n),
+	}
+	if proof {
+		c.raw = newBitmap(n)
+	}
+	return c
+}
+
+// isReady reports whether the spans [i, j) are ready.
+func (c *contents) isReady(i, j int) bool {
+	if j-i == 1 {
+		return c.ready[i>>6].Load()>>(i&63)&1 != 0
+	}
+	for ; i < j; i = (i | 63) + 1 {
+		want := ^uint64(0) << (i & 63)
+		if rest := j - i&^63; rest < 64 {
+			want &= 1<<rest - 1
+		}
+		if c.ready[i>>6].Load()&want != want {
+			return false
+		}
+	}
+	return true
+}
+
+// readyIn returns how many of the spans [i, j) are ready.
+func (c *contents) readyIn(i, j int) (n int) {
+	for ; i < j; i = (i | 63) + 1 {
+		w := c.ready[i>>6].Load() >> (i & 63)
+		if rest := j - i; rest < 64 {
+			w &= 1<<rest - 1
+		}
+		n += bits.OnesCount64(w)
+	}
+	return n
+}
+
+// isSuspect reports whether span i must be compared with its checksum before
+// it is used. Preconditions: File.mu is held.
+func (c *contents) isSuspect(i int) bool { return c.suspect != nil && c.suspect.has(i) }
+
+// has reports whether span i is present, or, with raw, at least its bytes are
+// in the data file. Preconditions: File.mu is held.
+func (c *contents) has(i int, raw bool) bool {
+	return c.have.has(i) && !c.isSuspect(i) || raw && c.raw != nil && c.raw.has(i)
+}
+
+// openContents opens the files in dir. What it cannot believe is not present.
+func (f *File) openContents() (*contents, error) {
+	n := f.at.n
+	data, err := os.OpenFile(filepath.Join(f.dir, DataName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	now, err := stampOf(data)
+	if err != nil {
+		return nil, err
+	}
+	c := newContents(data, n, f.o.Proof != nil)
+	path := filepath.Join(f.dir, PresentName)
+	incomplete, err := exists(path)
+	if err != nil {
+		return nil, err
+	}
+	if !incomplete && now.size >= f.o.Table.DataSize() {
+		f.allPresent(c)
+		return c, nil
+	}
+	if !incomplete { // cut short: nobody knows what it has
+		if err := makePresent(path, n, f.table); err != nil {
+			return nil, err
+		}
+	}
+	if now.size < f.size {
+		if err := data.Truncate(f.size); err != nil {
+			return nil, err
+		}
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	h, sums, ok := parsePresent(b, n, f.table)
+	if !ok {
+		f.log.Warn("the record of what is present is damaged: nothing is", "dir", f.dir)
+		if err := makePresent(path, n, f.table); err != nil {
+			return nil, err
+		}
+	}
+	if c.present, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
+		return nil, err
+	}
+	c.mark = sync.OnceValue(func() error { return f.writeHeader(c, header{table: f.table}) })
+	clean := h.clean && h.data == now
+	if ok && !clean {
+		c.suspect = newBitmap(n)
+	}
+	for i := range len(sums) / sumSize {
+		if [sumSize]byte(sums[i*sumSize:]) == [sumSize]byte{} {
+			continue
+		}
+		c.have.set(i)
+		c.bytes += f.o.Table.At(i).Len
+		if !clean {
+			c.suspect.set(i)
+		}
+	}
+	return c, nil
+}
+
+// allPresent enters that no byte is missing.
+func (f *File) allPresent(c *contents) {
+	for i := range f.at.n {
+		c.have.set(i)
+		c.bytes += f.o.Table.At(i).Len
+	}
+	for i := range c.ready {
+		c.ready[i].Store(^uint64(0))
+	}
+}
+
+func (f *File) writeHeader(c *contents, h header) error {
+	if _, err := c.present.WriteAt(h.encode(), 0); err != nil {
+		return err
+	}
+	return unix.Fdatasync(int(c.present.Fd()))
+}
+
+// seal makes "present" say that it was closed cleanly. Preconditions: nobody
+// writes to c any more.
+func (f *File) seal(c *contents) error {
+	if err := c.data.Sync(); err != nil {
+		return err
+	}
+	h := header{clean: c.suspect == nil || c.suspect.next(0, f.at.n, true) == f.at.n, table: f.table}
+	var err error
+	if h.data, err = stampOf(c.data); err != nil {
+		return err
+	}
+	sums := make([]byte, f.at.n*sumSize)
+	if _, err := c.present.ReadAt(sums, headerSize); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	h.sums = hashSums(sums)
+	return f.writeHeader(c, h)
+}
+
+// write puts data at off, unless there is no space.
+func (f *File) write(c *contents, data []byte, off int64) error {
+	if f.o.Space != nil {
+		if err := f.o.Space(int64(len(data))); err != nil {
+			return fmt.Errorf("%w: %w", err, syscall.ENOSPC)
+		}
+	}
+	if err := c.mark(); err != nil {
+		return err
+	}
+	_, err := c.data.WriteAt(data, off)
+	return err
+}
+
+// full reports whether err says that there is no space for more bytes.
+func full(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// newSpill returns contents in memory, for what finds no space on disk.
+func (f *File) newSpill() (*contents, error) {
+	fd, err := unix.MemfdCreate("imgfs-uncached", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memory for what the disk has no space for: %w", err)
+	}
+	m := os.NewFile(uintptr(fd), "uncached")
+	if err := m.Truncate(f.size); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return newContents(m, f.at.n, f.o.Proof != nil), nil
+}

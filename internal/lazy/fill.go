@@ -1,0 +1,221 @@
+package lazy
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+)
+
+// Fill returns the file that holds the n bytes at off, and will hold them for
+// as long as it is referred to. It waits for those that are missing; if ctx
+// ends it returns ctx's error, and with a ctx that ended before, it never
+// waits. The caller must not close the file.
+func (f *File) Fill(ctx context.Context, off, n int64) (*os.File, error) {
+	if off < 0 || n < 0 || off > math.MaxInt64-n {
+		return nil, fmt.Errorf("layer has no bytes %d+%d", off, n)
+	}
+	i, j := f.at.covering(off, off+n)
+	if c := f.now.Load(); c.isReady(i, j) {
+		return c.data, nil
+	}
+	c, err := f.await(ctx, &want{lo: i, hi: j, hot: true})
+	if err != nil {
+		return nil, err
+	}
+	return c.data, nil
+}
+
+// want is what somebody waits for.
+type want struct {
+	lo, hi int  // spans
+	raw    bool // no need for them to be proven
+	hot    bool // somebody waits for it: it comes before what only may be wanted
+}
+
+// waiter waits for one span.
+type waiter struct {
+	span int
+	raw  bool
+	hot  bool
+	from *request   // that will bring the span, or wake the waiter
+	done chan error // gets one error, or nil: look again
+}
+
+// await returns contents in which all that is wanted is.
+func (f *File) await(ctx context.Context, w *want) (*contents, error) {
+	for waited := false; ; waited = true {
+		f.mu.Lock()
+		if f.bad != nil {
+			defer f.mu.Unlock()
+			return nil, f.bad
+		}
+		c := f.now.Load()
+		missing, suspect := f.lookLocked(c, w)
+		if missing == w.hi {
+			if !w.raw {
+				f.touchLocked(c, w.lo, w.hi)
+				if !waited { // who waited has had this done
+					f.readAheadLocked(c, w.lo, w.hi)
+				}
+			}
+			f.mu.Unlock()
+			return c, nil
+		}
+		if s := f.spill; s != nil && !suspect {
+			if at, _ := f.lookLocked(s, w); at == w.hi {
+				f.mu.Unlock()
+				return s, nil
+			}
+		}
+		if err := ctx.Err(); err != nil {
+			f.mu.Unlock()
+			return nil, err
+		}
+		if suspect {
+			f.tasks.Add(1)
+			f.mu.Unlock()
+			err := f.recheck(c, missing)
+			f.tasks.Done()
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if s := f.spill; s != nil && eitherLocked(c, s, w) {
+			f.mu.Unlock()
+			if err := f.gather(c, s, w); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		me := f.enlistLocked(c, w, missing)
+		f.mu.Unlock()
+		select {
+		case err := <-me.done:
+			if err != nil {
+				return nil, err
+			}
+		case <-ctx.Done():
+			f.leave(me)
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// lookLocked returns the first span that is not in c as it is wanted; w.hi if
+// all are. suspect means that it is, once its checksum was compared.
+func (f *File) lookLocked(c *contents, w *want) (missing int, suspect bool) {
+	for i := w.lo; i < w.hi; i++ {
+		if !c.has(i, w.raw) {
+			return i, c.isSuspect(i)
+		}
+	}
+	return w.hi, false
+}
+
+// eitherLocked reports whether each span of w is in c or in s.
+func eitherLocked(c, s *contents, w *want) bool {
+	for i := w.lo; i < w.hi; i++ {
+		if !c.has(i, w.raw) && !s.has(i, w.raw) {
+			return false
+		}
+	}
+	return true
+}
+
+// touchLocked marks the spans [i, j), which are present, as ready.
+func (f *File) touchLocked(c *contents, i, j int) {
+	for k := i; k < j; k++ {
+		if !c.isReady(k, k+1) {
+			c.ready[k>>6].Or(1 << (k & 63))
+			s := f.o.Table.At(k)
+			c.used += s.To - s.From
+		}
+	}
+}
+
+// enlistLocked sees to it that all the missing spans of w are on their way, and
+// returns a waiter for the first of them.
+func (f *File) enlistLocked(c *contents, w *want, first int) *waiter {
+	me := &waiter{span: first, raw: w.raw, hot: w.hot, done: make(chan error, 1)}
+	for i := first; i < w.hi; {
+		if c.has(i, w.raw) || c.isSuspect(i) {
+			i++
+			continue
+		}
+		r := f.nearLocked(i)
+		if r == nil {
+			r = f.startLocked(c, i, f.missingEnd(c, w, i), w)
+		}
+		if i == first {
+			f.joinLocked(me, r)
+		}
+		i = max(i+1, r.hi)
+	}
+	f.waiters = append(f.waiters, me)
+	return me
+}
+
+func (f *File) joinLocked(w *waiter, r *request) {
+	w.from = r
+	if !w.hot {
+		return
+	}
+	r.waiting++
+	if r.waiting == 1 {
+		f.pool.heat(1)
+		select {
+		case r.wanted <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// partLocked is the reverse of joinLocked.
+func (f *File) partLocked(w *waiter) {
+	if !w.hot {
+		return
+	}
+	w.from.waiting--
+	if w.from.waiting == 0 {
+		f.pool.heat(-1)
+	}
+}
+
+// leave takes back a waiter that gives up. The request that it waited for ends
+// if nobody else wants it.
+func (f *File) leave(w *waiter) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.Index(f.waiters, w)
+	if i < 0 {
+		return // it was just woken
+	}
+	f.waiters = slices.Delete(f.waiters, i, i+1)
+	f.partLocked(w)
+	f.releaseLocked(w.from)
+}
+
+// releaseLocked cancels a request that nobody wants any more.
+func (f *File) releaseLocked(r *request) {
+	if r.keepers > 0 || r.dropped || slices.ContainsFunc(f.waiters, func(w *waiter) bool { return w.from == r }) {
+		return
+	}
+	r.dropped = true
+	r.cancel()
+}
+
+// wakeLocked wakes those who wait for spans [i, j); with raw only those who need
+// no proof.
+func (f *File) wakeLocked(i, j int, raw bool, err error) {
+	f.waiters = slices.DeleteFunc(f.waiters, func(w *waiter) bool {
+		if w.span < i || w.span >= j || raw && !w.raw {
+			return false
+		}
+		f.partLocked(w)
+		w.done <- err
+		return true
+	})
+}

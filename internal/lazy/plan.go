@@ -1,0 +1,149 @@
+package lazy
+
+// How much is fetched at a time, in bytes of the blob unless it says otherwise.
+const (
+	leastRequest = 32 << 10 // the smallest request, if there is that much missing in a row
+	unknownLink  = 1 << 20  // bytes in a round trip, before that is measured
+	leastLink    = 256 << 10
+	mostLink     = 16 << 20
+	leastWindow  = 8 << 20 // the most that is read ahead, on the slowest link
+	mostWindow   = 64 << 20
+	groupData    = 256 << 10 // bytes of data, of small spans that are decoded and written as one
+	groupGap     = 4 << 10   // bytes of data, or of blob, between spans of a group
+	lanes        = 8         // requests of a File under way at a time
+	mostSpill    = 32 << 20  // bytes of data in memory that the disk has no space for
+)
+
+// window returns how many bytes are read ahead at most.
+func (f *File) window() int64 {
+	return min(max(8*f.link.Load(), leastWindow), mostWindow)
+}
+
+// lookahead returns how many bytes behind span i, which is asked for, are
+// likely to be asked for next: twice as many as were used in a row, or nearly,
+// before i. Where a third of the blob was used, the rest will be too.
+func (f *File) lookahead(c *contents, i int) int64 {
+	most := f.window()
+	if c.used*3 >= f.o.Table.BlobSize() {
+		return most
+	}
+	n, failed := 0, 0
+	for w := 1; w <= i && failed < 2 && f.blobBytes(i-n, i) < most; w *= 2 {
+		if 4*c.readyIn(i-w, i) >= 3*w {
+			n, failed = w, 0
+		} else {
+			failed++
+		}
+	}
+	return min(2*f.blobBytes(i-n, i), most)
+}
+
+// blobBytes returns how much of the blob the spans [i, j) take.
+func (f *File) blobBytes(i, j int) int64 {
+	if i >= j {
+		return 0
+	}
+	return f.o.Table.At(j-1).To - f.o.Table.At(i).From
+}
+
+// reach returns the end of the run of spans from i on that ends no more than n
+// bytes behind blob offset from, and no later than limit.
+func (f *File) reach(i, limit int, from, n int64) int {
+	lo, hi := i, limit
+	for lo < hi {
+		if m := int(uint(lo+hi) >> 1); f.o.Table.At(m).To-from > n {
+			hi = m
+		} else {
+			lo = m + 1
+		}
+	}
+	return lo
+}
+
+// ownerLocked returns the request that will bring span i; nil for none. Of
+// several it is the youngest: it took the span from the others.
+func (f *File) ownerLocked(i int) *request {
+	for k := len(f.requests) - 1; k >= 0; k-- {
+		if r := f.requests[k]; r.lo <= i && i < r.hi && !r.dropped {
+			return r
+		}
+	}
+	return nil
+}
+
+// nearLocked returns the request that will bring span i before a new one
+// would; nil for none.
+func (f *File) nearLocked(i int) *request {
+	r := f.ownerLocked(i)
+	if r == nil || i < r.next || r.whole {
+		return r
+	}
+	if f.blobBytes(r.next, i) > f.link.Load() {
+		return nil
+	}
+	return r
+}
+
+// unclaimedLocked returns the first span in [i, limit) that is neither present
+// nor on its way; limit if there is none.
+func (f *File) unclaimedLocked(c *contents, i, limit int) int {
+	for i < limit {
+		if i = c.have.next(i, limit, false); i == limit {
+			break
+		}
+		r := f.ownerLocked(i)
+		if r == nil {
+			break
+		}
+		i = min(r.hi, limit)
+	}
+	return i
+}
+
+// freeLocked returns where the run of spans that no request brings ends, that
+// begins at i.
+func (f *File) freeLocked(i, limit int) int {
+	for _, r := range f.requests {
+		if !r.dropped && r.lo < limit && r.hi > i {
+			limit = max(r.lo, i)
+		}
+	}
+	return limit
+}
+
+// missingEnd returns where a request for span i and what w wants behind it
+// ends: small runs that are present may lie between, and some is read ahead.
+func (f *File) missingEnd(c *contents, w *want, i int) int {
+	t, end, far := f.o.Table, i+1, f.ownerLocked(i)
+	for k := end; k < w.hi; k++ {
+		if c.have.has(k) {
+			continue
+		}
+		if o := f.ownerLocked(k); o != nil && o != far || t.At(k).From-t.At(end-1).To > leastRequest {
+			break
+		}
+		end = k + 1
+	}
+	if w.raw {
+		return end
+	}
+	ahead := max(f.lookahead(c, i), leastRequest-f.blobBytes(i, end))
+	limit := f.freeLocked(end, c.have.next(end, f.at.n, true))
+	return f.reach(end, limit, t.At(end-1).To, ahead)
+}
+
+// readAheadLocked has the spans brought that are likely to be asked for after
+// [i, j), which somebody just asked for.
+func (f *File) readAheadLocked(c *contents, i, j int) {
+	ahead := f.lookahead(c, i)
+	if ahead == 0 {
+		return
+	}
+	from := f.o.Table.At(j - 1).To
+	limit := f.reach(j, f.at.n, from, ahead)
+	k := f.unclaimedLocked(c, j, limit)
+	if k == limit || f.o.Table.At(k).From-from > ahead/2 {
+		return
+	}
+	f.startLocked(c, k, f.freeLocked(k, c.have.next(k, limit, true)), &want{})
+}

@@ -1,0 +1,342 @@
+package lazy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// request brings the spans [lo, hi), those that are missing, in their order. It
+// takes bytes from one range of the blob as long as those that are not wanted
+// in between are fewer than what arrives during a round trip.
+type request struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	prove  int           // spans before it only get raw
+	wanted chan struct{} // capacity 1: somebody began to wait
+	moved  chan struct{} // capacity 1: spans came in
+	done   chan struct{} // closed at the end
+	err    error         // the first failure; may be read when done is closed
+	blamed atomic.Bool   // the stream gives wrong bytes: another is needed
+
+	// Guarded by File.mu.
+	lo      int // the first span not brought yet, or later
+	next    int // the first span not read yet
+	hi      int
+	landing []int // first spans of the groups that were read, but are not in yet
+	waiting int   // hot waiters
+	keepers int   // prefetchers that want it, waiters or not
+	dropped bool  // nobody wants it
+	whole   bool  // the source gives all or nothing: no other request would be faster
+
+	groups sync.WaitGroup
+}
+
+// group is a run of spans that are decoded and written as one.
+type group struct {
+	i, j     int
+	raw      bool  // the bytes are in the data file already
+	from, to int64 // of the blob
+	off, end int64 // of the data
+}
+
+// startLocked starts a request for spans [lo, hi).
+func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
+	r := &request{
+		lo: lo, hi: hi, prove: lo,
+		wanted: make(chan struct{}, 1),
+		moved:  make(chan struct{}, 1),
+		done:   make(chan struct{}),
+	}
+	switch {
+	case f.o.Proof == nil:
+	case w.raw:
+		r.prove = hi
+	default:
+		// What proves the first span may stand before it.
+		h := f.at.find(f.o.Proof.Start(f.o.Table.At(lo).Off))
+		if h >= lo || c.has(h, true) || f.ownerLocked(h) != nil {
+			break
+		}
+		if h == lo-1 {
+			r.lo = h
+		} else {
+			f.startLocked(c, h, h+1, &want{raw: true})
+		}
+	}
+	r.next = r.lo
+	r.ctx, r.cancel = context.WithCancel(f.ctx)
+	f.requests = append(f.requests, r)
+	f.tasks.Add(1)
+	go f.run(r)
+	return r
+}
+
+// run does a request.
+func (f *File) run(r *request) {
+	defer f.tasks.Done()
+	err := f.read(r)
+	r.groups.Wait()
+	r.cancel()
+
+	f.mu.Lock()
+	r.failLocked(err)
+	f.requests = slices.DeleteFunc(f.requests, func(o *request) bool { return o == r })
+	if f.bad != nil {
+		err = f.bad
+	}
+	f.waiters = slices.DeleteFunc(f.waiters, func(w *waiter) bool {
+		if w.from != r {
+			return false
+		}
+		f.partLocked(w)
+		if o := f.ownerLocked(w.span); o != nil { // a younger one has taken it over
+			f.joinLocked(w, o)
+			return false
+		}
+		w.done <- err
+		return true
+	})
+	f.mu.Unlock()
+	close(r.done)
+	f.source.measure(&f.link)
+}
+
+// failLocked notes the first failure of a request.
+func (r *request) failLocked(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
+
+// read reads the spans of r that are missing, and has them landed.
+func (f *File) read(r *request) error {
+	release, err := f.admit(r)
+	if err != nil {
+		return err
+	}
+	defer release()
+	in := stream{f: f, r: r}
+	defer in.close()
+	for {
+		if err := f.yield(r); err != nil {
+			return err
+		}
+		g, ok := f.nextGroup(r)
+		if !ok {
+			return nil
+		}
+		var blob []byte
+		if !g.raw {
+			if blob, err = in.read(g); err != nil {
+				f.landed(r, g)
+				return err
+			}
+			if err = f.pool.take(r.ctx); err != nil {
+				f.landed(r, g)
+				return err
+			}
+		}
+		r.groups.Add(1)
+		go func() {
+			defer r.groups.Done()
+			f.land(r, g, blob)
+		}()
+	}
+}
+
+// admit waits until there are not too many requests for r to begin.
+func (f *File) admit(r *request) (release func(), err error) {
+	lane := f.lanes
+	f.mu.Lock()
+	if r.keepers > 0 && r.waiting == 0 {
+		lane = f.pool.lanes
+	}
+	f.mu.Unlock()
+	if lane == f.lanes { // those who are waited for only wait for each other
+		r = &request{ctx: r.ctx}
+	}
+	select {
+	case lane <- struct{}{}:
+		return func() { <-lane }, nil
+	case <-r.wanted:
+		return func() {}, nil
+	case <-r.ctx.Done():
+		return nil, r.ctx.Err()
+	}
+}
+
+// yield waits until nobody waits for another request, or somebody for this.
+func (f *File) yield(r *request) error {
+	for {
+		calm := f.pool.calm()
+		if calm == nil || f.isHot(r) {
+			return r.ctx.Err()
+		}
+		select {
+		case <-calm:
+		case <-r.wanted:
+		case <-r.ctx.Done():
+		}
+		if err := r.ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+// nextGroup returns what r is to read next.
+func (f *File) nextGroup(r *request) (g group, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.now.Load()
+	i := c.have.next(r.next, r.hi, false)
+	for i < r.hi && (f.ownerLocked(i) != r || i < r.prove && c.has(i, true)) {
+		i = c.have.next(i+1, r.hi, false)
+	}
+	r.next = i
+	if i == r.hi {
+		f.advanceLocked(r)
+		return group{}, false
+	}
+	t := f.o.Table
+	first := t.At(i)
+	g = group{i: i, j: i + 1, from: first.From, to: first.To, off: first.Off, end: first.Off + first.Len}
+	g.raw = c.raw != nil && c.raw.has(i)
+	for j := g.j; j < r.hi && j != r.prove; j++ {
+		s := t.At(j)
+		small := s.Off+s.Len-g.off <= groupData && s.Off-g.end <= groupGap && s.From-g.to <= groupGap
+		if !small || c.have.has(j) || g.raw != (c.raw != nil && c.raw.has(j)) || f.ownerLocked(j) != r {
+			break
+		}
+		g.j, g.to, g.end = j+1, s.To, s.Off+s.Len
+	}
+	r.next = g.j
+	r.landing = append(r.landing, g.i)
+	return g, true
+}
+
+// landed says that a group is in, or failed.
+func (f *File) landed(r *request, g group) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r.landing = slices.DeleteFunc(r.landing, func(i int) bool { return i == g.i })
+	f.advanceLocked(r)
+	select {
+	case r.moved <- struct{}{}:
+	default:
+	}
+}
+
+// advanceLocked sets r.lo.
+func (f *File) advanceLocked(r *request) {
+	r.lo = r.next
+	for _, i := range r.landing {
+		r.lo = min(r.lo, i)
+	}
+}
+
+// stream reads one range of the blob after the other.
+type stream struct {
+	f    *File
+	r    *request
+	src  Source
+	body io.ReadCloser // nil: none is open
+	pos  int64         // in the blob, of body
+	tail []byte        // the bytes before pos that the next group needs too
+}
+
+func (s *stream) close() {
+	if s.body != nil {
+		s.body.Close()
+		s.body = nil
+	}
+	s.tail = nil
+}
+
+// read returns the blob bytes of g, in a buffer of the pool.
+func (s *stream) read(g group) ([]byte, error) {
+	if s.r.blamed.Swap(false) {
+		s.close()
+	}
+	if s.body != nil {
+		if err := s.skip(g.from); err != nil {
+			return nil, err
+		}
+	}
+	if s.body == nil {
+		if err := s.open(g.from); err != nil {
+			return nil, err
+		}
+	}
+	blob := s.f.pool.buffer(g.to - g.from)
+	n := 0
+	if g.from < s.pos {
+		n = copy(blob, s.tail[int64(len(s.tail))-(s.pos-g.from):])
+	}
+	if _, err := io.ReadFull(s.body, blob[n:]); err != nil {
+		s.f.pool.free(blob)
+		return nil, fmt.Errorf("bytes %d to %d of the blob: %w", g.from, g.to, err)
+	}
+	s.pos = max(s.pos, g.to)
+	s.tail = s.tail[:0]
+	if g.j < s.f.at.n {
+		if next := s.f.o.Table.At(g.j).From; next < g.to {
+			s.tail = append(s.tail, blob[max(next, g.from)-g.from:]...)
+		}
+	}
+	return blob, nil
+}
+
+// skip goes to blob offset from, or closes the body if that is faster.
+func (s *stream) skip(from int64) error {
+	gap := from - s.pos
+	limit := s.f.link.Load()
+	if s.r.whole {
+		limit = math.MaxInt64
+	}
+	switch {
+	case gap > limit || -gap > int64(len(s.tail)):
+		s.close()
+		return nil
+	case gap <= 0:
+		return nil
+	}
+	n, err := io.CopyN(io.Discard, s.body, gap)
+	s.pos += n
+	if err != nil {
+		return fmt.Errorf("bytes %d to %d of the blob: %w", from-gap, from, err)
+	}
+	return nil
+}
+
+// open opens the range from there to the last span that r is to bring.
+func (s *stream) open(from int64) error {
+	src, err := s.f.source.get(s.r.ctx)
+	if err != nil {
+		return err
+	}
+	s.src = src
+	s.f.mu.Lock()
+	if s.r.whole = src.Whole(); s.r.whole {
+		s.r.hi = max(s.r.hi, s.f.freeLocked(s.r.hi, s.f.at.n))
+	}
+	to := s.f.o.Table.At(s.r.hi - 1).To
+	s.f.mu.Unlock()
+	body, err := src.Range(s.r.ctx, from, to-from)
+	if err != nil {
+		return fmt.Errorf("bytes %d to %d of the blob: %w", from, to, err)
+	}
+	s.body, s.pos = body, from
+	return nil
+}
+
+// isHot reports whether somebody waits for r.
+func (f *File) isHot(r *request) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return r.waiting > 0
+}
