@@ -61,7 +61,7 @@ var modules = map[string][]string{
 	"github.com/hanwen/go-fuse/v2":                     {"fs", "internal/lower", "union/overlay", "internal/bench"},
 	"github.com/opencontainers/go-digest":              {"internal/id"},
 	"github.com/klauspost/compress":                    {"internal/span", "internal/toc", "layerdb", "internal/imgtest"},
-	"github.com/cespare/xxhash/v2":                    {"internal/lazy"},
+	"github.com/cespare/xxhash/v2":                     {"internal/lazy"},
 	"github.com/containerd/stargz-snapshotter/estargz": {"internal/toc"},
 	"github.com/vbatts/tar-split":                      {"internal/toc"},
 	"github.com/urfave/cli/v2":                         {"cmd/imgfs"},
