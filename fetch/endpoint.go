@@ -156,7 +156,7 @@ func (c *Client) httpClient(cfg hostConfig, insecure bool) *http.Client {
 		Protocols: new(http.Protocols),
 	}
 	tr.Protocols.SetHTTP1(true)
-	return &http.Client{Transport: &agent{tr, c.opts.UserAgent}, CheckRedirect: checkRedirect}
+	return &http.Client{Transport: &agent{tr, c.opts.UserAgent}, CheckRedirect: c.checkRedirect}
 }
 
 // agent names us to every server, token servers and CDNs included.
@@ -186,9 +186,10 @@ var (
 )
 
 // checkRedirect keeps the promises of the package doc: no downgrade, no end,
-// and nothing but the bare request for another host. net/http alone would
-// hand Authorization on to subdomains.
-func checkRedirect(req *http.Request, via []*http.Request) error {
+// nothing but the bare request for another host (net/http alone would hand
+// Authorization on to subdomains), and nothing at all before that host wants
+// to hear from us.
+func (c *Client) checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
 		return errRedirects
 	}
@@ -209,5 +210,5 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 		}
 	}
 	req.Header = bare
-	return nil
+	return c.host(req.URL.Host).wait(req.Context(), req.URL.Host, c.opts.MaxWait)
 }

@@ -38,7 +38,11 @@ const (
 	KindBlob     Kind = "blob"     // GET of a blob, at the registry
 	KindCDN      Kind = "cdn"      // GET of a blob, where the registry redirected to
 	KindToken    Kind = "token"    // GET or POST at the token server
-	KindOther    Kind = "other"    // pings, pushes, the rest
+	KindRefs     Kind = "refs"     // GET of the referrers of a manifest
+	KindBlobHead Kind = "blobhead" // HEAD of a blob
+	KindUpload   Kind = "upload"   // whatever an upload of a blob takes
+	KindPut      Kind = "put"      // PUT or DELETE of a manifest
+	KindOther    Kind = "other"    // pings, the rest
 )
 
 // RegistryOptions shape a Registry; the zero value is open and plain.
@@ -54,6 +58,11 @@ type RegistryOptions struct {
 
 	CDN      bool // blobs are redirected to another host
 	CDNPlain bool // which speaks plain http even if the registry has TLS
+
+	NoReferrers   bool // it has no referrers API, and does not heed subjects
+	FilterRefs    bool // the API filters by artifact type, and says so
+	ReferrersPage int  // referrers in an answer, with a Link to the next; 0 = all
+	NoMount       bool // no blob is mounted from another repository
 }
 
 // Fault is something that goes wrong with requests of one kind. Each field
@@ -85,6 +94,9 @@ type Request struct {
 	Method string
 	URL    *url.URL
 	Header http.Header
+	Conn   string // the client's end of the connection
+
+	came, began time.Time // the request, the answer; see Trips
 }
 
 // Registry is a registry on loopback whose answers can be made to fail.
@@ -99,15 +111,18 @@ type Registry struct {
 	cdn   *httptest.Server
 	done  chan struct{}
 
+	clock sync.Mutex // guards the times of requests; taken with mu held, or alone
+
 	mu       sync.Mutex
 	faults   []*Fault
-	requests []Request
-	tokens   map[string]bool // issued, and whether still good
+	requests []*Request
+	tokens   map[string]bool  // issued, and whether still good
+	uploads  map[string]int64 // bytes got, by path
 }
 
 // NewRegistry starts a registry; it ends with the test.
 func NewRegistry(t testing.TB, o RegistryOptions) *Registry {
-	r := &Registry{opts: o, blobs: registry.NewInMemoryBlobHandler(), done: make(chan struct{}), tokens: map[string]bool{}}
+	r := &Registry{opts: o, blobs: registry.NewInMemoryBlobHandler(), done: make(chan struct{}), tokens: map[string]bool{}, uploads: map[string]int64{}}
 	quiet := log.New(io.Discard, "", 0)
 	r.inner = registry.New(registry.Logger(quiet), registry.WithBlobHandler(r.blobs), registry.WithReferrersSupport(true))
 	start := func(h http.HandlerFunc, tls bool) *httptest.Server {
@@ -167,10 +182,12 @@ func (r *Registry) SetPassword(s string) {
 func (r *Registry) Requests(kinds ...Kind) []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.clock.Lock()
+	defer r.clock.Unlock()
 	var out []Request
 	for _, q := range r.requests {
 		if len(kinds) == 0 || slices.Contains(kinds, q.Kind) {
-			out = append(out, q)
+			out = append(out, *q)
 		}
 	}
 	return out
@@ -224,10 +241,18 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 		kind = KindHead
 	case strings.Contains(req.URL.Path, "/manifests/") && req.Method == http.MethodGet:
 		kind = KindManifest
+	case strings.Contains(req.URL.Path, "/manifests/") && (req.Method == http.MethodPut || req.Method == http.MethodDelete):
+		kind = KindPut
+	case strings.Contains(req.URL.Path, "/referrers/"):
+		kind = KindRefs
+	case strings.Contains(req.URL.Path, "/blobs/uploads/"):
+		kind = KindUpload
 	case strings.Contains(req.URL.Path, "/blobs/") && req.Method == http.MethodGet:
 		kind = KindBlob
+	case strings.Contains(req.URL.Path, "/blobs/") && req.Method == http.MethodHead:
+		kind = KindBlobHead
 	}
-	f := r.record(kind, req)
+	f, w := r.record(kind, w, req)
 	if r.strike(w, req, f) {
 		return
 	}
@@ -255,6 +280,12 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 			h[k] = v
 		}
 		r.body(w, req, f, rec.Body.Bytes(), rec.Code)
+	case kind == KindRefs:
+		r.referrers(w, req)
+	case kind == KindUpload:
+		r.upload(w, req)
+	case kind == KindPut && req.Method == http.MethodPut:
+		r.putManifest(w, req)
 	default:
 		r.inner.ServeHTTP(w, req)
 	}
@@ -263,7 +294,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 // serveCDN refuses requests that carry what belongs to the registry, as S3
 // does.
 func (r *Registry) serveCDN(w http.ResponseWriter, req *http.Request) {
-	f := r.record(KindCDN, req)
+	f, w := r.record(KindCDN, w, req)
 	if req.Header.Get("Authorization") != "" || req.Header.Get("Cookie") != "" || req.Header.Get("X-Secret") != "" {
 		http.Error(w, "only one auth mechanism allowed", http.StatusBadRequest)
 		return
@@ -273,12 +304,15 @@ func (r *Registry) serveCDN(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// record notes a request and returns the fault that strikes it, or a zero one.
-func (r *Registry) record(kind Kind, req *http.Request) Fault {
+// record notes a request, and returns the fault that strikes it, or a zero
+// one, and where the answer is to be written.
+func (r *Registry) record(kind Kind, w http.ResponseWriter, req *http.Request) (Fault, http.ResponseWriter) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	u := *req.URL
-	r.requests = append(r.requests, Request{Kind: kind, Method: req.Method, URL: &u, Header: req.Header.Clone()})
+	q := &Request{Kind: kind, Method: req.Method, URL: &u, Header: req.Header.Clone(), Conn: req.RemoteAddr, came: time.Now()}
+	r.requests = append(r.requests, q)
+	w = &answer{ResponseWriter: w, r: r, q: q}
 	for i, f := range r.faults {
 		if f.On != kind || !strings.Contains(req.URL.Path, f.Match) {
 			continue
@@ -293,9 +327,9 @@ func (r *Registry) record(kind Kind, req *http.Request) Fault {
 				r.faults = slices.Delete(r.faults, i, i+1)
 			}
 		}
-		return hit
+		return hit, w
 	}
-	return Fault{}
+	return Fault{}, w
 }
 
 // strike does what needs no knowledge of the answer, and reports whether that
@@ -411,7 +445,11 @@ func (r *Registry) authorized(w http.ResponseWriter, req *http.Request) bool {
 		if !stale || r.opts.StaleStatus == 0 {
 			parts := strings.Split(strings.TrimPrefix(req.URL.Path, "/v2/"), "/")
 			repo := strings.Join(parts[:max(0, len(parts)-2)], "/")
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:%s:pull"`, r.URL, repo))
+			scope := "repository:" + repo + ":pull"
+			if req.Method != http.MethodGet && req.Method != http.MethodHead {
+				scope += ",push"
+			}
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="%s"`, r.URL, scope))
 		}
 	}
 	status := http.StatusUnauthorized
