@@ -9,19 +9,10 @@ import (
 	"github.com/imgfs/imgfs/internal/span"
 )
 
-// Our own index of an image is an OCI manifest whose subject is the image's. It
-// has a blob for each layer: skeleton and span table,
+// Our own index of a layer is its skeleton and its span table:
 //
 //	"imgfs layer 1\n", uvarint length, the skeleton, uvarint length, the table
-//
-// and may have a trace (see [Trace]).
-const (
-	OwnArtifact  = "application/vnd.imgfs.index.v1" // artifact type of the manifest
-	OwnLayerType = "application/vnd.imgfs.layer.v1"
-	OwnTraceType = "application/vnd.imgfs.trace.v1"
-
-	layerMagic = "imgfs layer 1\n"
-)
+const layerMagic = "imgfs layer 1\n"
 
 // EncodeLayer returns our index of a layer: a skeleton as Finish returned it
 // and a span table of the same stream.

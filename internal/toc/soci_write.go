@@ -2,15 +2,15 @@ package toc
 
 import (
 	"archive/tar"
-	"context"
+	"bufio"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 
-	"github.com/imgfs/imgfs/internal/inflate"
+	"github.com/imgfs/imgfs/internal/span"
 )
 
 // SociSpan is how many bytes of the stream lie between SOCI's checkpoints,
@@ -19,52 +19,38 @@ const SociSpan = 4 << 20
 
 // BuildZtoc makes the zTOC of a layer, the very one that SOCI's own builder
 // makes of it under the name tool in the time zone UTC. The blob, gzip or
-// plain, is read twice. An error that wraps ErrNone says that SOCI has nothing
-// for such a layer.
-func BuildZtoc(ctx context.Context, blob io.ReaderAt, size, spanSize int64, tool string) ([]byte, error) {
-	var magic [2]byte
-	if n, err := blob.ReadAt(magic[:], 0); n < len(magic) {
-		return nil, fmt.Errorf("%w: a layer of %d bytes: %w", ErrNone, size, err)
+// plain, is read to its end. An error that wraps ErrNone says that SOCI has
+// nothing for such a layer.
+func BuildZtoc(blob io.Reader, spanSize int64, tool string) ([]byte, error) {
+	in := &counter{r: blob}
+	src := bufio.NewReader(in)
+	magic, err := src.Peek(4)
+	if err != nil {
+		return nil, fmt.Errorf("%w: a layer of %d bytes: %w", ErrNone, in.n, err)
 	}
-	z := ztocWriter{spanSize: spanSize, blobSize: size}
-	in := io.NewSectionReader(withContext{ctx, blob}, 0, size)
-	var stream io.Reader = in
-	if z.gzip = magic == [2]byte{0x1f, 0x8b}; z.gzip {
-		r := inflate.NewReader(in)
-		r.OnBorder(z.border)
-		stream = r
+	z := ztocWriter{spanSize: spanSize}
+	switch {
+	case string(magic[:2]) == "\x1f\x8b":
+		err = z.gzip(src)
+	case string(magic) == "\x28\xb5\x2f\xfd":
+		err = fmt.Errorf("%w: SOCI has no zstd", ErrNone)
+	default:
+		err = z.plain(src)
 	}
-	if err := z.walk(stream); err != nil {
-		return nil, err
+	if err != nil {
+		return nil, fmt.Errorf("zTOC: %w", err)
 	}
-	if err := z.digest(in); err != nil {
-		return nil, err
-	}
+	z.blobSize = in.n
 	return z.encode(tool)
-}
-
-// withContext is a ReaderAt that ends with a context.
-type withContext struct {
-	ctx context.Context
-	r   io.ReaderAt
-}
-
-func (c withContext) ReadAt(p []byte, off int64) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.ReadAt(p, off)
 }
 
 // ztocWriter collects what a zTOC says.
 type ztocWriter struct {
 	blobSize, size int64
 	spanSize       int64
-	gzip           bool
 	files          []toldAt
-	zinfo          []byte   // checkpoints as they are written, from the first on
-	digests        []string // of spans
-	last           int64    // out of the last checkpoint
+	zinfo          *span.Zinfo // nil: the layer is plain
+	digests        [][sha256.Size]byte
 }
 
 type toldAt struct {
@@ -72,19 +58,61 @@ type toldAt struct {
 	data int64
 }
 
-// border makes a checkpoint where one is due: behind more than a span of bytes,
-// and as long as there was none at all. The end of a header is a border too.
-func (z *ztocWriter) border(c inflate.Checkpoint) *inflate.Used {
-	if c.Out != 0 && c.Out-z.last <= z.spanSize {
-		return nil
+// gzip reads a compressed layer.
+func (z *ztocWriter) gzip(src io.Reader) error {
+	z.zinfo = span.NewZinfo(src, z.spanSize)
+	r, w := io.Pipe()
+	inflated := make(chan error, 1)
+	go func() {
+		_, err := z.zinfo.WriteTo(w)
+		w.CloseWithError(err)
+		inflated <- err
+	}()
+	err := z.walk(r)
+	r.CloseWithError(err)
+	if inflateErr := <-inflated; err == nil {
+		err = inflateErr
 	}
-	z.last = c.Out
-	z.zinfo = binary.LittleEndian.AppendUint64(z.zinfo, uint64((c.Bit+7)/8))
-	z.zinfo = binary.LittleEndian.AppendUint64(z.zinfo, uint64(c.Out))
-	z.zinfo = append(z.zinfo, byte(-c.Bit&7))
-	z.zinfo = append(z.zinfo, make([]byte, zinfoWindow-len(c.Window))...)
-	z.zinfo = append(z.zinfo, c.Window...)
+	z.digests = z.zinfo.Sums()
+	return err
+}
+
+// plain reads a layer that is not compressed.
+func (z *ztocWriter) plain(src io.Reader) error {
+	s := &spanSums{size: z.spanSize, h: sha256.New()}
+	if err := z.walk(io.TeeReader(src, s)); err != nil {
+		return err
+	}
+	z.digests = s.end()
 	return nil
+}
+
+// spanSums sums up what is written, size bytes at a time.
+type spanSums struct {
+	size, n int64 // n: bytes in h
+	h       hash.Hash
+	sums    [][sha256.Size]byte
+}
+
+func (s *spanSums) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		k := min(s.size-s.n, int64(len(rest)))
+		s.h.Write(rest[:k])
+		rest = rest[k:]
+		if s.n += k; s.n == s.size {
+			s.end()
+		}
+	}
+	return len(p), nil
+}
+
+func (s *spanSums) end() [][sha256.Size]byte {
+	if s.n > 0 {
+		s.sums = append(s.sums, [sha256.Size]byte(s.h.Sum(nil)))
+		s.h.Reset()
+		s.n = 0
+	}
+	return s.sums
 }
 
 // walk reads the stream to its end.
@@ -96,18 +124,16 @@ func (z *ztocWriter) walk(stream io.Reader) error {
 		if err == io.EOF {
 			break
 		} else if err != nil {
-			return fmt.Errorf("zTOC: %w", err)
+			return err
 		}
 		if h.Typeflag < '0' || int(h.Typeflag-'0') >= len(types) || hasSparse(h) {
-			return fmt.Errorf("%w: SOCI cannot index %.200q, type %q", ErrNone, h.Name, h.Typeflag)
+			return fmt.Errorf("%w: SOCI has nothing for %.200q, type %q", ErrNone, h.Name, h.Typeflag)
 		}
 		z.files = append(z.files, toldAt{*tells(h), in.n})
 	}
-	z.size = in.n // padding follows, with a checkpoint in it at times
-	if _, err := io.Copy(io.Discard, stream); err != nil {
-		return fmt.Errorf("zTOC: %w", err)
-	}
-	return nil
+	z.size = in.n // padding follows, and checkpoints in it at times
+	_, err := io.Copy(io.Discard, stream)
+	return err
 }
 
 // counter counts what is read.
@@ -122,45 +148,10 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// digest sums up the blob bytes of each span.
-func (z *ztocWriter) digest(blob io.ReaderAt) error {
-	sum := func(from, to int64) error {
-		h := sha256.New()
-		if _, err := io.Copy(h, io.NewSectionReader(blob, from, to-from)); err != nil {
-			return fmt.Errorf("zTOC: %w", err)
-		}
-		z.digests = append(z.digests, "sha256:"+hex.EncodeToString(h.Sum(nil)))
-		return nil
-	}
-	if !z.gzip {
-		for off := int64(0); off < z.blobSize; off += z.spanSize {
-			if err := sum(off, min(off+z.spanSize, z.blobSize)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	for p := z.zinfo; len(p) > 0; p = p[zinfoPoint:] {
-		from, to := int64(binary.LittleEndian.Uint64(p)), z.blobSize
-		if p[16] != 0 {
-			from--
-		}
-		if len(p) > zinfoPoint {
-			to = int64(binary.LittleEndian.Uint64(p[zinfoPoint:]))
-		}
-		if err := sum(from, to); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // points returns the checkpoints as a zTOC has them.
 func (z *ztocWriter) points() []byte {
-	if z.gzip {
-		b := binary.LittleEndian.AppendUint32(nil, uint32(len(z.digests)))
-		b = binary.LittleEndian.AppendUint64(b, uint64(z.spanSize))
-		return append(b, z.zinfo...)
+	if z.zinfo != nil {
+		return z.zinfo.Encode()
 	}
 	var w fbWriter
 	w.begin(tarInfoFields)
@@ -192,11 +183,11 @@ func (z *ztocWriter) encode(tool string) ([]byte, error) {
 	checkpoints := w.bytes(points)
 	refs = refs[:0]
 	for _, d := range z.digests {
-		refs = append(refs, w.str(d))
+		refs = append(refs, w.str("sha256:"+hex.EncodeToString(d[:])))
 	}
 	digests := w.vector(refs)
 	codec := int8(sociGzip)
-	if !z.gzip {
+	if z.zinfo == nil {
 		codec = sociPlain
 	}
 	w.begin(infoFields)
