@@ -1,6 +1,9 @@
 package inflate
 
-import "io"
+import (
+	"fmt"
+	"io"
+)
 
 // Checkpoint is a border in front of a block, at which decoding can begin.
 type Checkpoint struct {
@@ -30,6 +33,9 @@ func (z *Reader) Resume(src io.Reader, bits uint, window []byte) {
 	z.step, z.begun = atBlock, true
 	if z.err = z.need(8); z.err == nil {
 		z.bits(bits)
+		if z.overrun() {
+			z.err = fmt.Errorf("gzip: %w", io.ErrUnexpectedEOF)
+		}
 	}
 }
 
