@@ -224,23 +224,6 @@ func TestDamagedFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// flip changes a bit in place: the file keeps its size and its inode.
-	flip := func(t *testing.T, path string, at int64) {
-		t.Helper()
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		var b [1]byte
-		if _, err := f.ReadAt(b[:], at); err != nil {
-			t.Fatal(err)
-		}
-		b[0] ^= 1
-		if _, err := f.WriteAt(b[:], at); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, tt := range []struct {
 		name    string
 		damage  func(t *testing.T, p *place, dir string)

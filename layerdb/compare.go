@@ -110,8 +110,11 @@ func (c *comparison) inode(p pair) (dir bool, lie, err error) {
 		return false, nil, err
 	}
 	dir = b.Mode&unix.S_IFMT == unix.S_IFDIR
-	if a.MtimeNsec == 0 {
-		b.MtimeNsec = 0 // most tables of contents know seconds
+	if a.MtimeNsec == 0 { // most tables of contents know seconds, and stargz rounds to them
+		if a.Mtime == b.Mtime+1 && b.MtimeNsec >= 5e8 {
+			b.Mtime++
+		}
+		b.MtimeNsec = 0
 	}
 	a.Blocks, b.Blocks = 0, 0 // sparse files are not so everywhere
 	if dir {
