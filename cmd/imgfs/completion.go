@@ -279,6 +279,12 @@ func flagValues(ctx context.Context, root, name string) []candidate {
 		values = []string{"auto", "fuse", "overlay", "erofs"}
 	case "pull":
 		values = []string{"missing", "always", "never"}
+	case "prefetch":
+		values = []string{"none", "trace", "all"}
+	case "on-error":
+		values = []string{"eio", "retry="}
+	case "verify":
+		values = []string{"digests", "sealed"}
 	case "progress":
 		values = []string{"auto", "tty", "plain", "quiet"}
 	case "log-level":

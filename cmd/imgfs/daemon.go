@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
 
 	"github.com/imgfs/imgfs/internal/daemon"
@@ -31,6 +32,7 @@ Examples:
 ` + exitsText(fault.Failed, fault.Invalid, fault.Denied, fault.Conflict, fault.Unavailable),
 		Flags: []cli.Flag{
 			&cli.DurationFlag{Name: "idle", Usage: "`DURATION` end after so long without mounts and requests (default: never)"},
+			&cli.StringFlag{Name: "cache-limit", Usage: "`SIZE` of the layers kept on disk, as 20G; beyond it those that were read longest ago are dropped, to be fetched again (default: no limit)", EnvVars: []string{"IMGFS_CACHE_LIMIT"}},
 			&cli.BoolFlag{Name: "spawned", Usage: "started by another imgfs command", Hidden: true},
 		},
 		Subcommands: []*cli.Command{
@@ -68,6 +70,9 @@ func runDaemon(c *cli.Context) error {
 		return err
 	}
 	o := daemon.Options{Paths: paths, Idle: c.Duration("idle"), Spawned: c.Bool("spawned"), Level: level}
+	if o.CacheLimit, err = cacheLimit(c.String("cache-limit")); err != nil {
+		return err
+	}
 	if o.Idle < 0 {
 		return fault.New(fault.Invalid, "--idle: negative duration")
 	}
@@ -78,6 +83,19 @@ func runDaemon(c *cli.Context) error {
 		}
 	}
 	return daemon.Run(c.Context, o)
+}
+
+// cacheLimit reads a size: of --cache-limit, or of the variable that stands for
+// it where no daemon command is given.
+func cacheLimit(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	n, err := units.RAMInBytes(text)
+	if err != nil || n <= 0 {
+		return 0, fault.WithHint(fault.New(fault.Invalid, "cache limit %q: not a size", text), "for example: --cache-limit 20G or IMGFS_CACHE_LIMIT=20G")
+	}
+	return n, nil
 }
 
 // stopTimeout bounds the wait for a daemon to end.

@@ -36,6 +36,16 @@ Set-uid bits and device nodes of the image have no effect unless --suid and
 --dev are given. Without root, fusermount3 does the mounting, and what the
 image gives to root is shown as yours.
 
+What the image's layers hold is fetched when it is read, a piece at a time, where
+the layers allow that: eStargz, zstd:chunked, plain tar, those with an index beside
+the image (ours or SOCI's), and all that were streamed through here once. Others
+are fetched whole first. Each piece is verified before it is shown; --verify
+sealed has whole layers fetched and proven before anything is. --prefetch trace
+begins with what the image's maker marked and what was read first the last times;
+all goes on to fetch the rest while the tree is mounted; none does neither. A read
+that the registry does not answer waits for it for 30 seconds, then fails with
+EIO; --on-error says otherwise. imgfs status shows why reads failed.
+
 Drivers:
   fuse      works everywhere, and is the most correct one: one file, one inode
   overlay   kernel overlayfs above what FUSE serves (root, or unshare -Urm)
@@ -48,6 +58,7 @@ Examples:
   imgfs mount --upper ubuntu-3fa91c /mnt/x
   imgfs mount --ro --platform linux/arm64 debian:12 /mnt/arm
   imgfs mount --suid --dev debian:12 /mnt/x && chroot /mnt/x
+  imgfs mount --prefetch all --on-error retry=5m ubuntu:14.04 /mnt/x
   imgfs mount oci:./layout:v1 /mnt/x
   imgfs mount -f --tmp ubuntu:14.04 /mnt/x        # until Ctrl-C
 
@@ -55,6 +66,9 @@ Examples:
 			fault.Network, fault.Conflict, fault.Unavailable, fault.Canceled),
 		Flags: append(append(upperFlags(),
 			&cli.StringFlag{Name: "pull", Usage: "`WHEN` ask the registry: missing, always or never", Value: "missing"},
+			&cli.StringFlag{Name: "prefetch", Usage: "`WHAT` to fetch before it is read: none, trace or all", Value: engineapi.PrefetchTrace},
+			&cli.StringFlag{Name: "on-error", Usage: "`HOW` reads take it that the registry does not answer: eio, or retry=DURATION", Value: "retry=" + engineapi.DefaultPatience.String()},
+			&cli.StringFlag{Name: "verify", Usage: "`WHAT` must be proven before it is shown: digests, of what is read, or sealed, whole layers", Value: "digests"},
 			&cli.StringFlag{Name: "driver", Usage: "`DRIVER` who serves the tree: auto, fuse, overlay or erofs", Value: "auto"},
 			&cli.BoolFlag{Name: "suid", Usage: "let set-uid and set-gid bits take effect"},
 			&cli.BoolFlag{Name: "dev", Usage: "let device nodes take effect"},
@@ -119,16 +133,30 @@ func mountImage(c *cli.Context) error {
 	if err := oneOf(c, "driver", "auto", "fuse", "overlay", "erofs"); err != nil {
 		return err
 	}
+	if err := oneOf(c, "prefetch", engineapi.PrefetchNone, engineapi.PrefetchTrace, engineapi.PrefetchAll); err != nil {
+		return err
+	}
+	if err := oneOf(c, "verify", "digests", engineapi.VerifySealed); err != nil {
+		return err
+	}
+	if _, err := engineapi.ParseOnError(c.String("on-error")); err != nil {
+		return fault.WithHint(fault.New(fault.Invalid, "--%w", err), "%s", fault.HintOf(err))
+	}
 	show, err := newDisplay(c)
 	if err != nil {
 		return err
 	}
 	req := engineapi.MountRequest{
+		Prefetch: c.String("prefetch"),
+		OnError:  c.String("on-error"),
 		Driver:   chosenDriver(c.String("driver")),
 		Platform: c.String("platform"),
 		Pull:     c.String("pull"),
 		Suid:     c.Bool("suid"),
 		Dev:      c.Bool("dev"),
+	}
+	if c.String("verify") == engineapi.VerifySealed {
+		req.Verify = engineapi.VerifySealed
 	}
 	if err := setUpper(c, &req); err != nil {
 		return err
@@ -214,12 +242,16 @@ func mountForeground(c *cli.Context, req engineapi.MountRequest, show display) e
 	if err != nil {
 		return err
 	}
+	limit, err := cacheLimit(os.Getenv("IMGFS_CACHE_LIMIT"))
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancel(c.Context)
 	defer stop()
 	serving, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- daemon.Run(ctx, daemon.Options{
-			Paths: paths, Idle: -1, Foreground: true,
+			Paths: paths, Idle: -1, Foreground: true, CacheLimit: limit,
 			Logger:  slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: max(level, slog.LevelWarn)})),
 			Serving: func() { close(serving) },
 		})

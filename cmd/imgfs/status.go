@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -23,7 +24,7 @@ func statusCommand() *cli.Command {
 		Description: `
 Starts no daemon: where none runs, that is what is shown. Template fields:
 .Running .Version .PID .Root .Socket .Started .Images .Layers .Mounts
-.DiskBytes .RssAnon .Passes .Problems
+.DiskBytes .RssAnon .Passes .Problems .Faults
 
 Examples:
   imgfs status
@@ -98,6 +99,10 @@ func printStatus(w io.Writer, s statusDoc) error {
 	}
 	for _, p := range s.Problems {
 		line("Problem", "%s", oneLine(p))
+	}
+	for _, f := range s.Faults {
+		line("Read failed", "on %s, %s times, last %s ago: %s", oneLine(f.Target), strconv.Itoa(f.Count),
+			strings.ToLower(units.HumanDuration(time.Since(f.Last))), oneLine(f.Reason))
 	}
 	return t.Flush()
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,7 @@ type engine struct {
 	db      *badger.DB
 	layers  *layerdb.Store
 	images  *imagedb.Store
+	origins *origins
 	act     *activity
 	watch   *watcher
 	started time.Time
@@ -57,17 +59,19 @@ type engine struct {
 	uppers   map[string]usedUpper // by path
 	pulls    int                  // under way
 	problems []string
-	leaving  bool // no new mounts
-	kept     bool // records outlive the mounts: the next daemon mounts again
+	faults   []engineapi.ReadFault // oldest first
+	leaving  bool                  // no new mounts
+	kept     bool                  // records outlive the mounts: the next daemon mounts again
 }
 
 // tidyAfter is how long after the last pull or merge memory is returned.
 const tidyAfter = 2 * time.Second
 
-// openEngine opens the store.
+// openEngine opens the store, whose layers' data may take cacheLimit bytes; 0 is
+// no limit.
 //
 // Preconditions: the store's lock is held.
-func openEngine(p Paths, act *activity, log *slog.Logger) (*engine, error) {
+func openEngine(p Paths, cacheLimit int64, act *activity, log *slog.Logger) (*engine, error) {
 	e := &engine{
 		paths: p, log: log, act: act, started: time.Now(),
 		watch:   newWatcher(),
@@ -94,7 +98,9 @@ func openEngine(p Paths, act *activity, log *slog.Logger) (*engine, error) {
 	if e.db, err = metadb.Open(filepath.Join(p.Root, "db")); err != nil {
 		return nil, err
 	}
-	if e.layers, err = layerdb.Open(p.Root, e.db, layerdb.Options{Merge: merge, Logger: log}); err != nil {
+	e.origins = newOrigins(e.db, e.fetchOptions)
+	lo := layerdb.Options{Merge: merge, Logger: log, Source: e.origins.supply, CacheLimit: cacheLimit}
+	if e.layers, err = layerdb.Open(p.Root, e.db, lo); err != nil {
 		return nil, err
 	}
 	if e.images, err = imagedb.Open(p.Root, e.db, imagedb.Options{Logger: log}); err != nil {
@@ -149,6 +155,9 @@ func (e *engine) close(keep bool) error {
 	e.tidy.Stop()
 	if e.layers != nil {
 		errs = append(errs, e.layers.Close())
+	}
+	if e.origins != nil {
+		e.origins.close()
 	}
 	if e.db != nil {
 		errs = append(errs, metadb.Close(e.db))
@@ -228,6 +237,7 @@ func (e *engine) Status(context.Context) (engineapi.Status, error) {
 	defer e.mu.Unlock()
 	st.Mounts = len(e.mounts)
 	st.Problems = append(st.Problems, e.problems...)
+	st.Faults = slices.Clone(e.faults)
 	return st, nil
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -180,12 +181,16 @@ func (e *engine) Remove(_ context.Context, name string, force bool) ([]engineapi
 		return items, err
 	}
 	items = append(items, engineapi.DeleteItem{Deleted: string(img.ID)})
+	called := map[id.LayerKey]id.DiffID{} // by the image, proven or not
+	for i, k := range e.keysOf(&img) {
+		called[k] = img.Layers[i].DiffID
+	}
 	freed, err := e.layers.Release(imageOwner + string(img.ID))
 	if err != nil {
 		return items, err
 	}
-	for _, d := range freed {
-		items = append(items, engineapi.DeleteItem{Deleted: string(d)})
+	for _, k := range freed {
+		items = append(items, engineapi.DeleteItem{Deleted: string(called[k])})
 	}
 	e.log.Info("removed", "image", img.ID, "layers", len(freed))
 	return items, nil
@@ -240,6 +245,26 @@ func (e *engine) staleOwners() []string {
 		}
 	}
 	return stale
+}
+
+// sweepRecords forgets where blobs are to be had from of which nothing is left,
+// and what was read of chains that nobody holds.
+//
+// Preconditions: no request is served yet.
+func (e *engine) sweepRecords() error {
+	layers, err := e.layers.Layers()
+	if err != nil {
+		return err
+	}
+	blobs := map[id.Blob]bool{}
+	for _, l := range layers {
+		blobs[l.Blob] = true
+	}
+	chains := map[id.ChainKey]bool{}
+	for _, o := range e.layers.Owners("") {
+		chains[id.Stack(e.layers.Held(o))] = true
+	}
+	return errors.Join(e.origins.sweep(blobs), sweepTraces(e.db, chains))
 }
 
 // dropOwners ends what owners hold.

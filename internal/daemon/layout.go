@@ -11,7 +11,6 @@ import (
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/lower"
-	"github.com/imgfs/imgfs/layerdb"
 )
 
 // layoutSource is the store as the layout view wants it. It reads the store
@@ -111,16 +110,7 @@ func (s *layoutSource) content(ctx context.Context, diffs []id.LayerKey) (*fs.Co
 	if err != nil {
 		return nil, err
 	}
-	return &fs.Content{Image: c.Image(), Data: dataOf(c), Release: c.Release}, nil
-}
-
-// dataOf returns a chain's data files as fs wants them.
-func dataOf(c *layerdb.Chain) []lower.Data {
-	var data []lower.Data
-	for _, d := range c.Data() {
-		data = append(data, d)
-	}
-	return data
+	return &fs.Content{Image: c.Image(), Data: s.e.dataOf(c), Release: c.Release}, nil
 }
 
 // Images implements fs.LayoutSource.

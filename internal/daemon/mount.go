@@ -115,6 +115,7 @@ func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report f
 		ID: id, Target: req.Target, Driver: req.Driver, Layout: req.Layout,
 		Suid: req.Suid, Dev: req.Dev, MountNS: req.MountNS, UserNS: req.UserNS,
 		Mode: req.Mode, Upper: req.Upper, UpperDir: req.UpperDir, Tmp: req.Tmp, Squash: req.Squash,
+		Prefetch: req.Prefetch, OnError: req.OnError,
 	}
 	if req.Layout {
 		rec.Registry, rec.auth, rec.Platform = withoutSecrets(req.Registry), &req.Registry, req.Platform
@@ -185,6 +186,11 @@ func (e *engine) prepare(ctx context.Context, req engineapi.MountRequest, rec *r
 		return nil, err
 	}
 	rec.setImage(img)
+	if wholly(&req) {
+		if _, err := e.finishAll(ctx, rec.Layers, report); err != nil {
+			return nil, err
+		}
+	}
 	if !rec.writable() {
 		return e.openTree(ctx, rec, nil)
 	}
@@ -217,29 +223,46 @@ func (e *engine) openTree(ctx context.Context, rec *record, d *upperdir.Dir) (*t
 		return nil, err
 	}
 	chain.Image().Prefetch() // whoever mounts is about to look
-	t := &tree{chain: chain, upper: d, source: rec.Source, close: chain.Release}
-	o := fs.Options{Logger: e.log.With("mount", rec.ID)}
 	if d != nil {
 		if err := d.Seed(chain.Image()); err != nil {
 			chain.Release()
 			return nil, adviseUpper(err, rec.Upper, d.Path())
 		}
 	}
-	if d == nil || rec.Driver != "fuse" { // kernel drivers change the upper by themselves
-		t.serve = func(ctx context.Context, fd int) (*fs.Server, error) {
-			return fs.Serve(ctx, fs.NewChain(chain.Image(), dataOf(chain), o), fd, o)
+	t := &tree{chain: chain, upper: d, source: rec.Source, close: chain.Release}
+	if rec.Driver == "erofs" {
+		// The kernel reads the files themselves, and takes a hole for zeros.
+		chain.Hold()
+		for _, d := range chain.Data() {
+			if err := d.Complete(ctx, nil); err != nil {
+				chain.Release()
+				return nil, err
+			}
 		}
 		return t, nil
 	}
-	low := lower.New(chain.Image(), dataOf(chain), 0, lower.Root)
+	data, stop := e.openReads(rec, chain)
+	t.close = func() {
+		stop()
+		chain.Release()
+	}
+	o := fs.Options{Logger: e.log.With("mount", rec.ID)}
+	if d == nil || rec.Driver == "overlay" { // the kernel changes the upper by itself
+		t.serve = func(ctx context.Context, fd int) (*fs.Server, error) {
+			return fs.Serve(ctx, fs.NewChain(chain.Image(), data, o), fd, o)
+		}
+		return t, nil
+	}
+	low := lower.New(chain.Image(), data, 0, lower.Root)
 	u, err := overlay.New(&low, d, overlay.Options{Logger: o.Logger, Volatile: rec.Tmp, IDs: idsOf(rec), Foreign: rec.Foreign})
 	if err != nil {
-		chain.Release()
+		t.close()
 		return nil, adviseUpper(err, rec.Upper, d.Path())
 	}
 	t.serve = func(ctx context.Context, fd int) (*fs.Server, error) { return fs.Serve(ctx, u, fd, o) }
 	t.close = func() {
 		u.Close()
+		stop()
 		chain.Release()
 	}
 	return t, nil
@@ -356,6 +379,7 @@ func (e *engine) follow(m *mount) {
 	e.unreserve(place{m.rec.MountNS, m.rec.Target}, m.rec.ID)
 	e.mu.Lock()
 	delete(e.mounts, m.rec.ID)
+	e.forgetFaultsLocked(m.rec.ID)
 	e.mu.Unlock()
 	close(m.gone)
 }

@@ -2,17 +2,12 @@ package daemon
 
 import (
 	"context"
-	"io"
-	"sync"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
-	"github.com/imgfs/imgfs/layerdb"
 )
 
 // Owners of layers, see the package documentation.
@@ -26,6 +21,7 @@ type image struct {
 	id     id.ImageID
 	name   string        // familiar form of what was asked for
 	layers []id.LayerKey // lowest first
+	met    bool          // its registry was asked just now
 }
 
 // keysOf returns the stored layers of an image, lowest first: those that it
@@ -43,7 +39,7 @@ func (e *engine) Pull(ctx context.Context, req engineapi.PullRequest, report fun
 	if err != nil {
 		return engineapi.PullResult{}, err
 	}
-	res, err := e.pull(ctx, ref, req, report)
+	res, err := e.pull(ctx, ref, req, true, report)
 	return res, advise(err)
 }
 
@@ -61,29 +57,45 @@ func advise(err error) error {
 	return err
 }
 
-// pull brings an image in. Nothing of it is visible before all of it is there.
-func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.PullRequest, report func(engineapi.Progress)) (engineapi.PullResult, error) {
+// pull brings an image in, with all bytes of its layers if whole is set. Nothing
+// of it is visible before all that was asked for is there.
+func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.PullRequest, whole bool, report func(engineapi.Progress)) (res engineapi.PullResult, err error) {
 	if err := e.beginPull(); err != nil {
 		return engineapi.PullResult{}, err
 	}
 	defer e.endPull()
-	res := engineapi.PullResult{Reference: ref.Familiar()}
+	res.Reference = ref.Familiar()
 	want, err := fetch.ParsePlatform(req.Platform)
 	if err != nil {
 		return res, err
 	}
-	client := fetch.New(e.fetchOptions(req.Registry))
-	defer client.Close()
-
+	client := e.origins.client(req.Registry)
+	defer func() {
+		if err != nil {
+			e.origins.drop(client)
+		}
+	}()
 	if known, ok := e.upToDate(ctx, client, ref, want); ok {
 		res.ImageID, res.Digest, res.UpToDate = known.ID, known.Digest, true
-		return res, nil
+		if !whole {
+			return res, nil
+		}
+		fetched, err := e.finishAll(ctx, e.keysOf(&known), report)
+		if fault.KindOf(err) != fault.Integrity {
+			res.UpToDate = !fetched
+			return res, err
+		}
+		e.log.Warn("image is fetched anew", "image", known.ID, "err", err)
 	}
-	img, err := client.Resolve(ctx, ref, want)
-	if err != nil {
+	a := &arrival{e: e, client: client, whole: whole, report: report}
+	ctx, cancel := context.WithCancel(ctx) // what was asked for and is not needed
+	defer cancel()
+	if a.m, err = client.ResolveManifest(ctx, ref, want); err != nil {
 		return res, err
 	}
-	res.ImageID, res.Digest = img.ID, img.Digest
+	if err := a.resolve(ctx); err != nil {
+		return res, err
+	}
 	if !ref.Local() {
 		tag := ref.Tag()
 		if tag == "" {
@@ -91,26 +103,28 @@ func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.Pu
 		}
 		report(engineapi.Progress{ID: tag, Status: "Pulling from " + ref.Path()})
 	}
-
-	keys := make([]id.LayerKey, len(img.Layers))
-	for i, l := range img.Layers {
-		keys[i] = l.DiffID.Key()
-	}
-	owner := pullOwner + newID()
-	if err := e.layers.Retain(owner, keys); err != nil {
+	if err := e.origins.note(ref, a.img.Layers, req.Registry); err != nil {
 		return res, err
 	}
+	owner := pullOwner + newID()
 	defer func() {
 		if _, err := e.layers.Release(owner); err != nil {
 			e.log.Error("pull", "owner", owner, "err", err)
 		}
 	}()
-	if err := e.ensure(ctx, img, report); err != nil {
+	keys, err := a.layers(ctx, owner)
+	if err != nil {
 		return res, err
 	}
-	existed, err := e.putImage(ref, img, keys)
-	res.UpToDate = existed
-	return res, err
+	res.ImageID, res.Digest = a.img.ID, a.img.Digest
+	res.UpToDate, err = e.putImage(ref, a.img, keys)
+	if err != nil {
+		return res, err
+	}
+	if err := a.keepTrace(keys); err != nil {
+		e.log.Warn("trace beside the image is not used", "image", ref, "err", err)
+	}
+	return res, nil
 }
 
 func (e *engine) beginPull() error {
@@ -144,43 +158,6 @@ func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {
 		o.CertsDirs = []string{r.CertsDir}
 	}
 	return o
-}
-
-// ensure brings in all layers, in parallel. report is called by one goroutine
-// at a time; a client that does not read holds up its own pull alone, since
-// layerdb's passes do not wait for who watches them.
-func (e *engine) ensure(ctx context.Context, img *fetch.Image, report func(engineapi.Progress)) error {
-	var mu sync.Mutex
-	g, ctx := errgroup.WithContext(ctx)
-	first := map[id.DiffID]bool{}
-	for i, l := range img.Layers {
-		if first[l.DiffID] {
-			continue // the same layer twice is brought in once
-		}
-		first[l.DiffID] = true
-		show := func(status string, current, total int64) {
-			mu.Lock()
-			defer mu.Unlock()
-			name := l.Blob.Short()
-			if l.Blob == "" {
-				name = l.DiffID.Short()
-			}
-			report(engineapi.Progress{ID: name, Status: status, Current: current, Total: total})
-		}
-		g.Go(func() error {
-			if !e.layers.Has(l.DiffID.Key()) {
-				show("Pulling fs layer", 0, 0)
-			}
-			spec := layerdb.Spec{
-				Blob: l.Blob, Size: l.Size, DiffID: l.DiffID,
-				// The bytes may serve others, who came later and stay longer.
-				Open: func(ctx context.Context) (io.ReadCloser, error) { return img.Open(ctx, i) },
-			}
-			_, err := e.layers.Ensure(ctx, spec, func(s layerdb.Step) { show(s.Status, s.Current, s.Total) })
-			return err
-		})
-	}
-	return g.Wait()
 }
 
 // putImage records an image whose layers are all there; existed says that

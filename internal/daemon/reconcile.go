@@ -144,6 +144,7 @@ func (e *engine) readopt(ctx context.Context, r record) error {
 
 // reopen opens what a record shows, with its upper.
 func (e *engine) reopen(ctx context.Context, r *record) (*tree, error) {
+	r.met = true // a registry that is away will come back, as this daemon has
 	if !r.writable() {
 		return e.openTree(ctx, r, nil)
 	}

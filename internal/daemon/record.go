@@ -43,6 +43,11 @@ type record struct {
 	Foreign  bool   `json:"foreign,omitempty"` // the upper was made on another image
 	Squash   bool   `json:"squash,omitempty"`  // the mounting user stands for root in the tree
 
+	// Layers that are not all here, see engineapi.MountRequest.
+	Prefetch string `json:"prefetch,omitempty"`
+	OnError  string `json:"onError,omitempty"`
+	met      bool   // see reads
+
 	// Layout view: how to fetch names not yet known.
 	Platform string                     `json:"platform,omitempty"`
 	Registry engineapi.RegistryOptions  `json:"registry,omitzero"` // without secrets

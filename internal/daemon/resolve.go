@@ -2,12 +2,18 @@ package daemon
 
 import (
 	"context"
+	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/layerdb"
 )
 
 // lookup returns the stored image called name: a reference, an image ID or a
@@ -52,17 +58,13 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 			if byID || req.Pull == "never" {
 				return image{}, fault.New(fault.NotFound, "image %s is for %s, not %s", req.Image, known.Platform, want)
 			}
-		case !e.complete(known):
+		case !e.hasAll(e.keysOf(&known)):
 			if byID || req.Pull == "never" {
 				return image{}, fault.WithHint(
 					fault.New(fault.NotFound, "image %s: layers are missing from the store", req.Image), "imgfs pull it again")
 			}
 		default:
-			name := known.ID.Short()
-			if !byID {
-				name = ref.Familiar()
-			}
-			return image{id: known.ID, name: name, layers: e.keysOf(&known)}, nil
+			return image{id: known.ID, name: shownName(&known, ref), layers: e.keysOf(&known)}, nil
 		}
 	} else if err != nil && fault.KindOf(err) != fault.NotFound {
 		return image{}, err
@@ -76,7 +78,7 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 	if ref, err = fetch.ParseReference(req.Image); err != nil {
 		return image{}, err
 	}
-	res, err := e.pull(ctx, ref, engineapi.PullRequest{Platform: req.Platform, Registry: req.Registry}, report)
+	res, err := e.pull(ctx, ref, engineapi.PullRequest{Platform: req.Platform, Registry: req.Registry}, wholly(&req), report)
 	if err != nil {
 		return image{}, err
 	}
@@ -84,7 +86,21 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 	if err != nil {
 		return image{}, err
 	}
-	return image{id: img.ID, name: ref.Familiar(), layers: e.keysOf(&img)}, nil
+	return image{id: img.ID, name: ref.Familiar(), layers: e.keysOf(&img), met: true}, nil
+}
+
+// shownName returns what a stored image was asked for as: by ref, or by its ID.
+func shownName(img *imagedb.Image, ref fetch.Reference) string {
+	if ref == (fetch.Reference{}) {
+		return img.ID.Short()
+	}
+	return ref.Familiar()
+}
+
+// wholly reports whether all bytes are to be here before a mount is: the kernel
+// does not ask for those that are not, and a layer is proven by all of it.
+func wholly(req *engineapi.MountRequest) bool {
+	return req.Driver == "erofs" || req.Verify == engineapi.VerifySealed
 }
 
 // upToDate returns the stored image if it is what ref names now for the
@@ -103,7 +119,7 @@ func (e *engine) upToDate(ctx context.Context, c *fetch.Client, ref fetch.Refere
 		return imagedb.Image{}, false
 	}
 	img, err := e.images.Get(imageID)
-	if err != nil || !satisfies(img.Platform, want) || !e.complete(img) {
+	if err != nil || !satisfies(img.Platform, want) || !e.hasAll(e.keysOf(&img)) {
 		return imagedb.Image{}, false
 	}
 	if ref.Digest() != "" {
@@ -113,14 +129,43 @@ func (e *engine) upToDate(ctx context.Context, c *fetch.Client, ref fetch.Refere
 	return img, err == nil && now == img.Digest
 }
 
-// complete reports whether all layers of img are there.
-func (e *engine) complete(img imagedb.Image) bool {
-	for _, k := range e.keysOf(&img) {
-		if !e.layers.Has(k) {
-			return false
+// hasAll reports whether all layers are stored, be their bytes here or not.
+func (e *engine) hasAll(keys []id.LayerKey) bool {
+	return !slices.ContainsFunc(keys, func(k id.LayerKey) bool { return !e.layers.Has(k) })
+}
+
+// finishAll brings in what is missing of layers, and proves them; fetched says
+// that something was.
+func (e *engine) finishAll(ctx context.Context, keys []id.LayerKey, report func(engineapi.Progress)) (fetched bool, err error) {
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	keys = slices.Clone(keys)
+	slices.Sort(keys)
+	for _, k := range slices.Compact(keys) {
+		l, err := e.layers.Info(k)
+		if err != nil {
+			return false, err
 		}
+		name := l.Blob.Short()
+		g.Go(func() error {
+			return e.finish(ctx, k, func(done, total int64) {
+				mu.Lock()
+				defer mu.Unlock()
+				fetched = true
+				report(engineapi.Progress{ID: name, Status: layerdb.StatusDownloading, Current: done, Total: total})
+			})
+		})
 	}
-	return true
+	err = g.Wait()
+	return fetched, err
+}
+
+// finish brings in what is missing of a layer and proves it. progress may be nil.
+func (e *engine) finish(ctx context.Context, k id.LayerKey, progress func(done, total int64)) error {
+	if err := e.layers.Seal(ctx, k, progress); err != nil {
+		return err
+	}
+	return e.layers.Complete(ctx, k, progress) // of a proven layer bytes may have been evicted
 }
 
 // satisfies reports whether an image of platform have serves who wants want:

@@ -27,6 +27,9 @@ type Options struct {
 	// Foreground: live mounts are unmounted when ctx ends or a signal comes;
 	// otherwise they are left for the next daemon, which mounts them again.
 	Foreground bool
+	// CacheLimit is how many bytes of layers are kept on disk before those that
+	// nobody has read for longest are dropped, to be fetched again; 0: no limit.
+	CacheLimit int64
 	Logger     *slog.Logger // nil: the log file of the store
 	Level      slog.Level   // of the log file
 	// Serving, if not nil, is called once the socket answers.
@@ -103,7 +106,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	}
 	act := newActivity(idle)
 	defer act.stop()
-	e, err := openEngine(p, act, log)
+	e, err := openEngine(p, o.CacheLimit, act, log)
 	if err != nil {
 		return err
 	}
@@ -116,6 +119,9 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	e.sweepUppers(ctx)
 	// Only now: what they held may be all that a mount has.
 	if err := e.dropOwners(stale); err != nil {
+		return err
+	}
+	if err := e.sweepRecords(); err != nil {
 		return err
 	}
 

@@ -72,7 +72,7 @@ func (e *engine) openChain(ctx context.Context, s *source) error {
 		return err
 	}
 	s.free = append([]func(){s.chain.Release}, s.free...)
-	low := lower.New(s.chain.Image(), dataOf(s.chain), 0, lower.Root)
+	low := lower.New(s.chain.Image(), e.dataOf(s.chain), 0, lower.Root)
 	s.low = &low
 	return nil
 }

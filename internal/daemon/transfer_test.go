@@ -150,7 +150,7 @@ func TestDamagedAtMirror(t *testing.T) {
 }
 
 // TestUpToDate is regression 16: a tag that names what is known costs one
-// HEAD, a digest nothing at all, and a tag that moved the new manifest and
+// HEAD, a digest nothing at all, and a tag that moved or is new the manifest and
 // what is new of it.
 func TestUpToDate(t *testing.T) {
 	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
@@ -171,11 +171,11 @@ func TestUpToDate(t *testing.T) {
 		}
 		reg.Forget()
 	}
-	pull(reg.Host+"/x:1", false, 1, 1, 2)
+	pull(reg.Host+"/x:1", false, 0, 1, 2)
 	pull(reg.Host+"/x:1", true, 1, 0, 0)
 	pull(reg.Host+"/x@"+img.Manifest.Digest, true, 0, 0, 0)
 	pushTo(t, "x", "1", []string{"file a one", "file b two"}, reg)
-	pull(reg.Host+"/x:1", false, 2, 1, 2) // asked if it moved, then resolved
+	pull(reg.Host+"/x:1", false, 1, 1, 2) // asked if it moved, then resolved
 }
 
 // request sends req to the daemon as any HTTP client would.

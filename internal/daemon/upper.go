@@ -327,7 +327,7 @@ func holdsChanges(ctx context.Context, d *upperdir.Dir, chain *layerdb.Chain) (b
 		empty, err := d.Empty()
 		return !empty || err != nil, err
 	}
-	low := lower.New(chain.Image(), dataOf(chain), 0, lower.Root)
+	low := lower.New(chain.Image(), nil, 0, lower.Root) // attributes alone are looked at
 	same, err := d.Unchanged(ctx, &low)
 	return !same || err != nil, err
 }
@@ -377,21 +377,27 @@ func (e *engine) imageOver(ctx context.Context, req engineapi.MountRequest, info
 	if info == nil {
 		return e.imageFor(ctx, req, report)
 	}
+	here := e.hasAll(info.Layers)
 	if req.Image == "" {
-		for _, l := range info.Layers {
-			if !e.layers.Has(l) {
-				return image{}, fault.WithHint(fault.New(fault.NotFound, "image %s of the upper is not in the store any more", info.Image),
-					"imgfs pull %s", fault.Word(info.Image))
-			}
+		if !here {
+			return image{}, fault.WithHint(fault.New(fault.NotFound, "image %s of the upper is not in the store any more", info.Image),
+				"imgfs pull %s", fault.Word(info.Image))
 		}
 		return upperOf(info), nil
 	}
-	if _, _, err := e.lookup(req.Image); fault.KindOf(err) == fault.NotFound && req.Image == info.Image && req.Pull != "always" {
-		req.Image = ""
-		if img, err := e.imageOver(ctx, req, info, report); err == nil {
-			return img, nil
-		}
-		req.Image = info.Image
+	if !here || req.Pull == "always" || req.Platform != "" {
+		return e.imageFor(ctx, req, report)
+	}
+	known, ref, err := e.lookup(req.Image)
+	switch {
+	case err == nil && known.ID == info.ImageID:
+		// Since the upper was made the image may have come anew, as other
+		// layers of the same content.
+		img := upperOf(info)
+		img.name = shownName(&known, ref)
+		return img, nil
+	case fault.KindOf(err) == fault.NotFound && req.Image == info.Image:
+		return upperOf(info), nil
 	}
 	return e.imageFor(ctx, req, report)
 }
@@ -399,6 +405,6 @@ func (e *engine) imageOver(ctx context.Context, req engineapi.MountRequest, info
 // setImage notes what a mount shows.
 func (r *record) setImage(img image) {
 	r.Image, r.ImageID, r.Source = img.name, img.id, img.name
-	r.Layers = img.layers
+	r.Layers, r.met = img.layers, img.met
 	r.ChainID = id.Stack(r.Layers)
 }

@@ -154,7 +154,7 @@ func (e *engine) ConvertUpper(ctx context.Context, name string, req engineapi.Co
 	if to == "" && !Privileged() {
 		to = upperdir.User
 	}
-	low := lower.New(chain.Image(), dataOf(chain), 0, lower.Root)
+	low := lower.New(chain.Image(), e.dataOf(chain), 0, lower.Root)
 	if err := d.Convert(ctx, &low, to); err != nil {
 		return adviseUpper(err, name, at)
 	}

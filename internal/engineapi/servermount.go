@@ -106,6 +106,13 @@ func (r *MountRequest) check() error {
 		return fault.New(fault.Invalid, "mount request: unknown pull policy %q", r.Pull)
 	case !slices.Contains([]string{"", "ro", "rw"}, r.Mode):
 		return fault.New(fault.Invalid, "mount request: unknown mode %q", r.Mode)
+	case !slices.Contains([]string{"", PrefetchNone, PrefetchTrace, PrefetchAll}, r.Prefetch):
+		return fault.New(fault.Invalid, "mount request: unknown prefetch %q", r.Prefetch)
+	case !slices.Contains([]string{"", VerifySealed}, r.Verify):
+		return fault.New(fault.Invalid, "mount request: unknown verification %q", r.Verify)
+	}
+	if _, err := ParseOnError(r.OnError); err != nil {
+		return fmt.Errorf("mount request: %w", err)
 	}
 	return r.checkUpper()
 }

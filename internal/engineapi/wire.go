@@ -56,7 +56,10 @@ type MountRequest struct {
 	Force    bool            `json:"force,omitempty"`    // take an upper of another image
 	Squash   bool            `json:"squash,omitempty"`   // the CLI's user stands for root in the tree
 	Platform string          `json:"platform,omitempty"`
-	Pull     string          `json:"pull,omitempty"` // missing (default), always, never
+	Pull     string          `json:"pull,omitempty"`     // missing (default), always, never
+	Prefetch string          `json:"prefetch,omitempty"` // none, trace (default), all
+	OnError  string          `json:"onError,omitempty"`  // eio or retry=DURATION; "" is DefaultPatience
+	Verify   string          `json:"verify,omitempty"`   // sealed: no layer is shown before all of it is proven
 	Suid     bool            `json:"suid,omitempty"`
 	Dev      bool            `json:"dev,omitempty"`
 	MountNS  string          `json:"mountNS"` // readlink of /proc/self/ns/mnt of the CLI
@@ -213,6 +216,18 @@ type Status struct {
 	RssAnon   int64     `json:"rssAnonBytes"`
 	Passes    []string  `json:"passes,omitempty"`   // layers being pulled
 	Problems  []string  `json:"problems,omitempty"` // what reconciliation could not restore
+
+	Faults []ReadFault `json:"faults,omitempty"` // why reads of live mounts failed, oldest first
+}
+
+// ReadFault is a reason for which reads of a mount failed.
+type ReadFault struct {
+	Mount  string      `json:"mount"` // ID
+	Target string      `json:"target"`
+	Layer  id.LayerKey `json:"layer"`
+	Reason string      `json:"reason"`
+	Count  int         `json:"count"`
+	Last   time.Time   `json:"last"`
 }
 
 // GCReport is the reply of POST /imgfs/v1/gc.
