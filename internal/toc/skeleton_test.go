@@ -66,3 +66,12 @@ func TestSkeletonGivesTheIndex(t *testing.T) {
 	}
 }
 
+// mustTar makes a stream, see [imgtest.Tar].
+func mustTar(t testing.TB, text string) []byte {
+	t.Helper()
+	b, err := imgtest.Tar(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
