@@ -1,17 +1,13 @@
 package toc
 
 import (
+	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"path"
-	"strings"
-	"time"
 
-	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/layertar"
 	"github.com/imgfs/imgfs/internal/span"
@@ -22,30 +18,6 @@ const (
 	maxEntries = 8 << 20 // of a TOC, chunks included
 	maxData    = 2 << 40 // bytes of a data file; what an index can address is a bit less
 )
-
-// record is an entry of the TOC as JSON has it, of all dialects. Keys are
-// matched whatever their case, as by all readers of them.
-type record struct {
-	Type        string            `json:"type"`
-	Name        string            `json:"name"`
-	LinkName    string            `json:"linkName"`
-	Mode        int64             `json:"mode"`
-	Size        int64             `json:"size"`
-	UID         int64             `json:"uid"`
-	GID         int64             `json:"gid"`
-	ModTime     string            `json:"modtime"`
-	DevMajor    int64             `json:"devMajor"`
-	DevMinor    int64             `json:"devMinor"`
-	Xattrs      map[string][]byte `json:"xattrs"`
-	Digest      string            `json:"digest"`
-	Offset      int64             `json:"offset"`
-	EndOffset   int64             `json:"endOffset"`
-	InnerOffset int64             `json:"innerOffset"`
-	ChunkSize   int64             `json:"chunkSize"`
-	ChunkOffset int64             `json:"chunkOffset"`
-	ChunkDigest string            `json:"chunkDigest"`
-	ChunkType   string            `json:"chunkType"`
-}
 
 // table is a TOC while it is read.
 type table struct {
@@ -67,100 +39,53 @@ type chunk struct {
 	off, n   int64 // in the data file; off -1: of a file that is hidden
 	from, to int64 // of the member or frame that holds it; to 0: up to the next one
 	skip     int64 // decoded bytes of it that come before
-	sum      [32]byte
+	sum      [sha256.Size]byte
 	zeros    bool // nothing but zeros, so not read
-}
-
-// The types of entries, as type flags of tar.
-func typeFlag(s string) (byte, bool) {
-	switch s {
-	case "reg":
-		return '0', true
-	case "hardlink":
-		return '1', true
-	case "symlink":
-		return '2', true
-	case "char":
-		return '3', true
-	case "block":
-		return '4', true
-	case "dir":
-		return '5', true
-	case "fifo":
-		return '6', true
-	}
-	return 0, false
 }
 
 // parse reads JSON to its end, entry by entry.
 func (t *table) parse(r io.Reader) error {
-	dec := json.NewDecoder(r)
-	if err := token(dec, json.Delim('{')); err != nil {
-		return err
-	}
+	j := newJSONReader(r)
 	seen := false
-	for dec.More() {
-		key, err := dec.Token()
-		if err != nil {
-			return err
-		}
-		if name, _ := key.(string); !strings.EqualFold(name, "entries") {
-			var other json.RawMessage
-			if err := dec.Decode(&other); err != nil {
-				return err
-			}
-			continue
+	err := j.object(func(key []byte) error {
+		if !bytes.EqualFold(key, []byte("entries")) {
+			return j.skip(jsonDepth)
 		}
 		if seen {
 			return errors.New("two lists of entries")
 		}
 		seen = true
-		if err := t.list(dec); err != nil {
-			return err
-		}
+		n := 0
+		return j.array(func() error {
+			if n++; n > maxEntries {
+				return fmt.Errorf("more than %d entries", maxEntries)
+			}
+			var e record
+			err := e.read(j)
+			if err == nil {
+				err = t.add(&e)
+			}
+			if err != nil {
+				return fmt.Errorf("entry %d, %.200q: %w", n, e.name, err)
+			}
+			return nil
+		})
+	})
+	if err == nil {
+		err = j.end()
 	}
-	if err := token(dec, json.Delim('}')); err != nil {
-		return err
+	if err == nil && !seen {
+		err = errors.New("no list of entries")
 	}
-	if _, err := dec.Token(); err != io.EOF {
-		return errors.New("data behind the end")
-	}
-	if !seen {
-		return errors.New("no list of entries")
-	}
-	return t.endFile()
-}
-
-func (t *table) list(dec *json.Decoder) error {
-	if err := token(dec, json.Delim('[')); err != nil {
-		return err
-	}
-	for n := 0; dec.More(); n++ {
-		if n == maxEntries {
-			return fmt.Errorf("more than %d entries", maxEntries)
-		}
-		var e record
-		if err := dec.Decode(&e); err != nil {
-			return fmt.Errorf("entry %d: %w", n, err)
-		}
-		if err := t.add(&e); err != nil {
-			return fmt.Errorf("entry %d, %.200q: %w", n, e.Name, err)
-		}
-	}
-	return token(dec, json.Delim(']'))
-}
-
-func token(dec *json.Decoder, want json.Delim) error {
-	got, err := dec.Token()
-	if err == nil && got != want {
-		err = fmt.Errorf("%v where %v should be", got, want)
+	if err == nil {
+		err = t.endFile()
 	}
 	return err
 }
 
 func (t *table) add(e *record) error {
-	if e.Type == "chunk" {
-		if t.have == t.file.Size { // none is open, or all of it is there
+	if e.typ == typeChunk {
+		if t.have == t.file.size { // none is open, or all of it is there
 			return errors.New("a chunk of no file")
 		}
 		return t.chunk(e)
@@ -168,31 +93,25 @@ func (t *table) add(e *record) error {
 	if err := t.endFile(); err != nil {
 		return err
 	}
-	// JSON is UTF-8; what writes it puts this for bytes that are not.
-	if strings.ContainsRune(e.Name, '�') || strings.ContainsRune(e.LinkName, '�') {
-		return errors.New("the name is not the one in the tar, which is not UTF-8")
+	if e.typ == 0 {
+		return errors.New("an entry without a type")
 	}
-	typ, ok := typeFlag(e.Type)
-	if !ok {
-		return fmt.Errorf("unknown type %.32q", e.Type)
-	}
-	hidden := t.landmarks && typ == '0' && t.landmark(e.Name)
+	regular := e.typ == '0'
+	hidden := t.landmarks && regular && t.landmark(e.name)
 	if !hidden {
-		if err := t.enter(e, typ); err != nil {
-			return err
-		}
+		t.enter(e)
 	}
-	if typ != '0' || e.Size == 0 {
+	if !regular || e.size == 0 {
 		return nil
 	}
-	if e.Size < 0 || e.Size > maxData-t.size {
-		return fmt.Errorf("size %d", e.Size)
+	if e.size < 0 || e.size > maxData-t.size {
+		return fmt.Errorf("size %d", e.size)
 	}
 	t.file, t.at, t.have = *e, t.size, 0
 	if hidden {
 		t.at = -1
 	} else {
-		t.size += (e.Size + blockSize - 1) &^ (blockSize - 1)
+		t.size += align(e.size)
 	}
 	return t.chunk(e)
 }
@@ -211,64 +130,47 @@ func (t *table) landmark(name string) bool {
 }
 
 // enter makes the layer index's entry of e.
-func (t *table) enter(e *record, typ byte) error {
+func (t *table) enter(e *record) {
 	x := layertar.Entry{
-		Name: e.Name, Link: e.LinkName, Type: typ, Mode: e.Mode, UID: e.UID, GID: e.GID, Size: e.Size,
-		Major: e.DevMajor, Minor: e.DevMinor, Off: t.size,
+		Name: e.name, Link: e.link, Type: e.typ, Mode: e.mode, UID: e.uid, GID: e.gid, Size: e.size,
+		Major: e.major, Minor: e.minor, Xattrs: e.xattrs, Off: t.size,
 	}
-	if e.ModTime != "" {
-		m, err := time.Parse(time.RFC3339, e.ModTime)
-		if err != nil {
-			return err
-		}
-		if !m.IsZero() {
-			x.Mtime, x.Nsec = m.Unix(), uint32(m.Nanosecond())
-		}
-	}
-	if len(e.Xattrs) > 0 {
-		x.Xattrs = make([]erofs.Xattr, 0, len(e.Xattrs))
-		for name, value := range e.Xattrs {
-			x.Xattrs = append(x.Xattrs, erofs.Xattr{Name: name, Value: value})
-		}
+	if !e.mtime.IsZero() {
+		x.Mtime, x.Nsec = e.mtime.Unix(), uint32(e.mtime.Nanosecond())
 	}
 	t.entries = append(t.entries, x)
-	return nil
 }
 
 // chunk takes the chunk that e describes, of the file that is open. A file's
 // first one is in its own entry.
 func (t *table) chunk(e *record) error {
-	c := chunk{off: -1, n: e.ChunkSize, from: e.Offset, skip: e.InnerOffset, zeros: e.ChunkType == "zeros"}
-	left := t.file.Size - t.have
+	c := chunk{off: -1, n: e.chunkSize, from: e.offset, skip: e.inner, zeros: e.chunkZeros}
+	left := t.file.size - t.have
 	if c.n == 0 {
 		c.n = left
 	}
 	switch {
-	case e.ChunkOffset != t.have || c.n < 0 || c.n > left:
-		return fmt.Errorf("chunk of %d bytes at %d, where %d bytes are left at %d", c.n, e.ChunkOffset, left, t.have)
+	case e.chunkOff != t.have || c.n < 0 || c.n > left:
+		return fmt.Errorf("chunk of %d bytes at %d, where %d bytes are left at %d", c.n, e.chunkOff, left, t.have)
 	case c.n > span.MaxSpan:
 		return fmt.Errorf("chunk of %d bytes (limit %d)", c.n, span.MaxSpan)
 	case c.from < 0 || c.skip < 0 || c.from == 0 && c.skip == 0: // a tar header comes before any payload
 		return fmt.Errorf("chunk at %d, %d bytes behind", c.from, c.skip)
-	case e.ChunkType != "" && !c.zeros:
-		return fmt.Errorf("chunk of unknown type %.32q", e.ChunkType)
 	}
-	sum := e.ChunkDigest
-	if sum == "" && c.n == t.file.Size {
-		sum = t.file.Digest
+	sum := e.chunkDigest
+	if !sum.ok && c.n == t.file.size {
+		sum = t.file.digest
 	}
-	if !c.zeros {
-		var err error
-		if c.sum, err = sumOf(sum); err != nil {
-			return err
-		}
+	if !sum.ok && !c.zeros {
+		return errors.New("no digest to compare data with")
 	}
+	c.sum = sum.sum
 	if t.at >= 0 {
 		c.off = t.at + t.have
 	}
 	t.have += c.n
-	if t.have == t.file.Size && t.file.EndOffset > c.from {
-		c.to = t.file.EndOffset
+	if t.have == t.file.size && t.file.end > c.from {
+		c.to = t.file.end
 	}
 	t.chunks = append(t.chunks, c)
 	return nil
@@ -276,21 +178,11 @@ func (t *table) chunk(e *record) error {
 
 // endFile checks that the open file is complete.
 func (t *table) endFile() error {
-	if t.have != t.file.Size {
-		return fmt.Errorf("only %d of the %d bytes of %.200q are there", t.have, t.file.Size, t.file.Name)
+	if t.have != t.file.size {
+		return fmt.Errorf("only %d of the %d bytes of %.200q are there", t.have, t.file.size, t.file.name)
 	}
 	t.file, t.have = record{}, 0
 	return nil
-}
-
-// sumOf returns the sum of a digest.
-func sumOf(digest string) (sum [32]byte, err error) {
-	text, ok := strings.CutPrefix(digest, "sha256:")
-	if !ok || len(text) != 2*len(sum) {
-		return sum, fmt.Errorf("%.80q is not a digest to compare data with", digest)
-	}
-	_, err = hex.Decode(sum[:], []byte(text))
-	return sum, err
 }
 
 // index makes the Index. The members or frames of payload end at limit.

@@ -61,9 +61,10 @@ var ErrExternal = fmt.Errorf("%w: it is in another image", ErrNone)
 // the layer that each describes.
 const ExternalAnnotation = "containerd.io/snapshot/stargz/layer.digest"
 
-// tailSize guesses how many bytes at the end of a blob hold its TOC: a file
-// costs about 100 bytes there, and has 10 kB of payload on an average.
-func tailSize(blob int64) int64 { return min(max(blob/64, minTail), maxTail) }
+// tailSize guesses how many bytes at the end of a blob hold its TOC. It is a
+// 200th of Debian's base system and python's packages, more of small files. What
+// is too much costs less than the round trip that too little does.
+func tailSize(blob int64) int64 { return min(max(blob/192, minTail), maxTail) }
 
 // estargzFooter returns where the footer at the end of tail says that the TOC
 // is, and the footer's own size. It is an empty gzip member that says so in

@@ -9,7 +9,7 @@ import (
 
 const (
 	maxTOC  = 150 << 20 // bytes of a TOC, compressed or not; as containers/storage
-	minTail = 64 << 10  // bytes fetched from a blob's end for a TOC of unknown size
+	minTail = 192 << 10 // bytes fetched from a blob's end for a TOC of unknown size
 	maxTail = 1 << 20
 )
 

@@ -1,6 +1,7 @@
 package toc
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -37,7 +38,7 @@ func WriteEstargz(ctx context.Context, w io.Writer, tar *io.SectionReader, prefe
 		return nil, fmt.Errorf("%s: an empty layer has no table of contents", Estargz)
 	}
 	var missed []string
-	blob, err := estargz.Build(tar, estargz.WithContext(ctx),
+	blob, err := estargz.Build(tar, estargz.WithContext(ctx), estargz.WithCompressionLevel(gzip.DefaultCompression),
 		estargz.WithPrioritizedFiles(prefetch), estargz.WithAllowPrioritizeNotFound(&missed))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", Estargz, err)
