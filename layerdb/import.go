@@ -16,15 +16,34 @@ import (
 type ImportSpec struct {
 	Desc  toc.Descriptor // with DiffID: a layer that claims nothing cannot be sealed
 	Index *toc.Index
-	// Scope is part of what the key depends on, beside form, blob and index; ""
-	// where the manifest vouches for the index. An index without a digest is
-	// believed of who gave it, and not of others.
+	// Scope is who vouches for the index, if that is not the manifest: it is
+	// believed for those of the same scope, and nobody else gets the layer
+	// before it is sealed. "": the index's own digest is enough.
 	Scope string
 }
 
-// Key returns the key under which the layer is stored.
-func (i *ImportSpec) Key() id.LayerKey {
-	return id.Unproven(string(i.Index.Form)+i.Scope, i.Desc.Blob, i.Index.Digest)
+// Imported returns the key of a layer that is stored by the table of contents
+// of that digest; form and scope as Import had them. One that was imported for
+// an image which claims another diffID for the same blob is not meant: whose
+// claim is false must not be another's trouble. Without a claim, any is.
+func (s *Store) Imported(d toc.Descriptor, form toc.Form, index id.Blob, scope string) (id.LayerKey, bool) {
+	key := s.importKey(d, form, index, scope)
+	return key, s.Has(key)
+}
+
+// importKey returns the key that Imported has, or that it will have.
+func (s *Store) importKey(d toc.Descriptor, form toc.Form, index id.Blob, scope string) id.LayerKey {
+	if scope != "" {
+		scope = fmt.Sprintf(" of %q", scope)
+	}
+	what := string(form) + scope
+	key := id.Unproven(what, d.Blob, index)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.layers[key]; l != nil && d.DiffID != "" && l.info.DiffID != d.DiffID {
+		return id.Unproven(what+" as "+string(d.DiffID), d.Blob, index)
+	}
+	return key
 }
 
 // Import stores a layer of which no byte is here yet: its index is made from a
@@ -35,30 +54,48 @@ func (i *ImportSpec) Key() id.LayerKey {
 // fault.Integrity if the table of contents is none that a layer can have, or
 // was found to lie before; fault.Invalid if the layer cannot be lazy.
 func (s *Store) Import(ctx context.Context, spec ImportSpec) (id.LayerKey, error) {
-	key := spec.Key()
-	if s.Has(key) {
-		return key, nil
-	}
-	s.mu.Lock()
-	l, closed := s.layers[key], s.closed
-	var bad string
-	if l != nil {
-		bad = l.info.Bad
-	}
-	s.mu.Unlock()
-	switch {
-	case closed:
-		return "", fault.New(fault.Unavailable, "layer store is closed")
-	case bad != "":
-		return "", fault.New(fault.Integrity, "layer %s: its %s index is not used: %s", spec.Desc.Blob.Short(), spec.Index.Kind, bad)
-	case spec.Desc.DiffID == "":
+	if spec.Desc.DiffID == "" {
 		return "", fault.New(fault.Invalid, "layer %s: its diff ID is not known", spec.Desc.Blob.Short())
 	}
-	err := s.guard("import", func() error { return s.importTo(ctx, key, &spec) })
-	if err != nil {
-		return "", fmt.Errorf("layer %s: %s index: %w", spec.Desc.Blob.Short(), spec.Index.Kind, s.diskError(err))
+	for {
+		key, ok := s.Imported(spec.Desc, spec.Index.Form, spec.Index.Digest, spec.Scope)
+		if ok {
+			return key, nil
+		}
+		s.mu.Lock()
+		l, closed := s.layers[key], s.closed
+		var bad string
+		if l != nil {
+			bad = l.info.Bad
+		}
+		s.mu.Unlock()
+		var err error
+		switch {
+		case closed:
+			return "", fault.New(fault.Unavailable, "layer store is closed")
+		case bad != "":
+			err = fault.New(fault.Integrity, "was found to lie: %s", bad)
+		default:
+			err = s.guard("import", func() error { return s.importTo(ctx, key, &spec) })
+		}
+		if err != nil {
+			return "", fmt.Errorf("layer %s: %s index: %w", spec.Desc.Blob.Short(), spec.Index.Kind, s.diskError(err))
+		}
+		if s.claims(key) == spec.Desc.DiffID {
+			return key, nil
+		}
+		// Somebody else was first, with another claim.
 	}
-	return key, nil
+}
+
+// claims returns the diffID that a stored layer has, or is said to have.
+func (s *Store) claims(k id.LayerKey) id.DiffID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.layers[k]; l != nil {
+		return l.info.DiffID
+	}
+	return ""
 }
 
 func (s *Store) importTo(ctx context.Context, key id.LayerKey, spec *ImportSpec) error {
