@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -153,7 +154,7 @@ func (a *authorizer) exchange(ctx context.Context, repository string, c credenti
 		return "", 0, fault.New(fault.Network, "registry %s: its token server's URL is malformed", a.host)
 	}
 	pr := &transport.Challenge{Scheme: "bearer", Parameters: ch.params, Insecure: realm.Scheme == "http"}
-	scopes := []string{firstOf(ch.params["scope"], "repository:"+repository+":pull")}
+	scopes := strings.Fields(firstOf(ch.params["scope"], "repository:"+repository+":pull"))
 	auth := authn.AuthConfig{Username: c.username, Password: c.password, IdentityToken: c.identity}
 	if c.identity != "" {
 		auth.Username, auth.Password = identityUser, c.identity

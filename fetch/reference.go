@@ -131,6 +131,12 @@ func (r Reference) Source() string { return r.source }
 // Local reports whether r names a directory or file of this host.
 func (r Reference) Local() bool { return r.source != SourceRegistry && r.source != "" }
 
+// At returns what has the digest in r's repository.
+func (r Reference) At(d id.Blob) Reference {
+	r.tag, r.digest = "", d
+	return r
+}
+
 // In returns r with a relative path of a local source taken from dir, so that
 // a program with another working directory can read it.
 func (r Reference) In(dir string) Reference {

@@ -55,8 +55,8 @@ func (c *Client) Referrers(ctx context.Context, ref Reference, subject id.Blob, 
 	var out []Descriptor
 	for _, d := range list {
 		digest, err := id.ParseBlob(d.Digest.String())
-		if err != nil || d.Size < 0 || d.Size > maxManifest || artifactType != "" && d.ArtifactType != artifactType {
-			continue
+		if err != nil || d.Size < 0 || d.Size > maxManifest || artifactType != "" && d.ArtifactType != "" && d.ArtifactType != artifactType {
+			continue // filtering is the server's to offer, not to be relied on
 		}
 		out = append(out, Descriptor{string(d.MediaType), digest, d.Size, d.ArtifactType, d.Annotations})
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptrace"
@@ -25,6 +26,9 @@ type request struct {
 	header     http.Header
 	body       func() (io.ReadCloser, error) // nil = none
 	size       int64                         // of body
+	// once sends it a single time, as what it does cannot be done twice; a
+	// stale token is still renewed.
+	once bool
 	// patient keeps trying where nobody answers at all: for what was under
 	// way already.
 	patient bool
@@ -83,7 +87,7 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 		// Who asks for something new should not wait minutes for a server
 		// that says nothing.
 		silent := !r.patient && isTimeout(err) && try > 0
-		if silent || try >= max(0, e.c.opts.MaxRetry) {
+		if silent || r.once || try >= max(0, e.c.opts.MaxRetry) {
 			return nil, err
 		}
 		e.c.opts.Logger.Debug("request again", "host", e.host, "what", r.what, "err", plainError(err))
@@ -96,6 +100,9 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 // once sends r a single time, by TLS; where plain http is allowed and TLS is
 // not spoken, plainly.
 func (e *endpoint) once(ctx context.Context, r request, auth string) (*http.Response, error) {
+	if r.url != nil && r.url.Host != e.host {
+		return e.send(ctx, r, "", r.url.Scheme)
+	}
 	scheme := e.scheme
 	if scheme == "" {
 		scheme = "https"
@@ -130,15 +137,17 @@ func (e *endpoint) once(ctx context.Context, r request, auth string) (*http.Resp
 
 func (e *endpoint) send(ctx context.Context, r request, auth, scheme string) (*http.Response, error) {
 	u := &url.URL{Scheme: scheme, Host: e.host, Path: e.path + "/" + r.repository + "/" + r.what}
-	if r.query != nil {
-		u.RawQuery = r.query.Encode()
+	if e.ns != "" {
+		u.RawQuery = url.Values{"ns": {e.ns}}.Encode()
 	}
 	if r.url != nil {
-		u = r.url
-	}
-	if e.ns != "" {
-		q := u.Query()
-		q.Set("ns", e.ns)
+		// It is the server's own, and taken as it is.
+		u.Path, u.RawPath, u.RawQuery, u.Host = r.url.Path, r.url.RawPath, r.url.RawQuery, r.url.Host
+	} else if r.query != nil {
+		q := maps.Clone(r.query)
+		if e.ns != "" {
+			q.Set("ns", e.ns)
+		}
 		u.RawQuery = q.Encode()
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
@@ -151,8 +160,10 @@ func (e *endpoint) send(ctx context.Context, r request, auth, scheme string) (*h
 		}
 		req.GetBody, req.ContentLength = r.body, r.size
 	}
-	for k, v := range e.header {
-		req.Header[k] = v
+	if u.Host == e.host {
+		for k, v := range e.header {
+			req.Header[k] = v
+		}
 	}
 	for k, v := range r.header {
 		req.Header[k] = v

@@ -15,10 +15,17 @@ import (
 // the port and says when it listens, so nothing has to be guessed or waited for.
 func Distribution(t testing.TB, http, more string) string {
 	t.Helper()
+	return DistributionStorage(t, "", http, more)
+}
+
+// DistributionStorage is [Distribution] with further lines for the storage
+// section.
+func DistributionStorage(t testing.TB, storage, http, more string) string {
+	t.Helper()
 	path := Program(t, "docker-registry")
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config.yml")
-	text := "version: 0.1\nlog:\n  level: info\n  formatter: json\nstorage:\n  filesystem:\n    rootdirectory: " + dir + "/data\nhttp:\n  addr: 127.0.0.1:0\n" + http + more
+	text := "version: 0.1\nlog:\n  level: info\n  formatter: json\nstorage:\n  filesystem:\n    rootdirectory: " + dir + "/data\n" + storage + "http:\n  addr: 127.0.0.1:0\n" + http + more
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

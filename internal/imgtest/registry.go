@@ -116,13 +116,12 @@ type Registry struct {
 	mu       sync.Mutex
 	faults   []*Fault
 	requests []*Request
-	tokens   map[string]bool  // issued, and whether still good
-	uploads  map[string]int64 // bytes got, by path
+	tokens   map[string]bool // issued, and whether still good
 }
 
 // NewRegistry starts a registry; it ends with the test.
 func NewRegistry(t testing.TB, o RegistryOptions) *Registry {
-	r := &Registry{opts: o, blobs: registry.NewInMemoryBlobHandler(), done: make(chan struct{}), tokens: map[string]bool{}, uploads: map[string]int64{}}
+	r := &Registry{opts: o, blobs: registry.NewInMemoryBlobHandler(), done: make(chan struct{}), tokens: map[string]bool{}}
 	quiet := log.New(io.Discard, "", 0)
 	r.inner = registry.New(registry.Logger(quiet), registry.WithBlobHandler(r.blobs), registry.WithReferrersSupport(true))
 	start := func(h http.HandlerFunc, tls bool) *httptest.Server {
