@@ -45,7 +45,7 @@ type waiter struct {
 
 // await returns contents in which all that is wanted is.
 func (f *File) await(ctx context.Context, w *want) (*contents, error) {
-	for waited := false; ; waited = true {
+	for {
 		f.mu.Lock()
 		if f.bad != nil {
 			defer f.mu.Unlock()
@@ -56,9 +56,7 @@ func (f *File) await(ctx context.Context, w *want) (*contents, error) {
 		if missing == w.hi {
 			if !w.raw {
 				f.touchLocked(c, w.lo, w.hi)
-				if !waited { // who waited has had this done
-					f.readAheadLocked(c, w.lo, w.hi)
-				}
+				f.readAheadLocked(c, w.lo, w.hi)
 			}
 			f.mu.Unlock()
 			return c, nil

@@ -261,3 +261,5 @@ var ended = func() context.Context {
 	cancel()
 	return ctx
 }()
+
+func sumOf(p []byte) [sha256.Size]byte { return sha256.Sum256(p) }

@@ -8,6 +8,7 @@ const (
 	mostLink     = 16 << 20
 	leastWindow  = 8 << 20 // the most that is read ahead, on the slowest link
 	mostWindow   = 64 << 20
+	manySpans    = 16        // spans used in a row that make more of them certain
 	groupData    = 256 << 10 // bytes of data, of small spans that are decoded and written as one
 	groupGap     = 4 << 10   // bytes of data, or of blob, between spans of a group
 	lanes        = 8         // requests of a File under way at a time
@@ -21,7 +22,8 @@ func (f *File) window() int64 {
 
 // lookahead returns how many bytes behind span i, which is asked for, are
 // likely to be asked for next: twice as many as were used in a row, or nearly,
-// before i. Where a third of the blob was used, the rest will be too.
+// before i; as many as the link holds, if those were many spans. Where a third
+// of the blob was used, the rest will be too.
 func (f *File) lookahead(c *contents, i int) int64 {
 	most := f.window()
 	if c.used*3 >= f.o.Table.BlobSize() {
@@ -35,7 +37,11 @@ func (f *File) lookahead(c *contents, i int) int64 {
 			failed++
 		}
 	}
-	return min(2*f.blobBytes(i-n, i), most)
+	ahead := 2 * f.blobBytes(i-n, i)
+	if n >= manySpans {
+		ahead = max(ahead, f.link.Load())
+	}
+	return min(ahead, most)
 }
 
 // blobBytes returns how much of the blob the spans [i, j) take.
