@@ -24,7 +24,7 @@ func passGzip(src io.Reader, w io.Writer, rec *recording) (int64, error) {
 	g.z = inflate.NewReader(&g.in)
 	g.z.OnBorder(g.border)
 	n, err := g.z.WriteTo(g)
-	if err == nil && len(g.open) > 0 && !g.in.over {
+	if err == nil && !g.tooLong(n) {
 		end := g.z.Consumed()
 		g.end(n, end, end, nil)
 		g.send()
@@ -50,20 +50,13 @@ type gzipPass struct {
 
 // border begins a draft where one is due. The inflater calls it.
 func (g *gzipPass) border(c inflate.Checkpoint) *inflate.Used {
-	if g.in.over {
-		return nil
-	}
-	if len(g.open) == 0 { // the first member's first block
+	if len(g.open) == 0 && !g.in.over { // the first member's first block
 		d := g.r.next()
 		d.e = Entry{Header: true}
 		g.open = append(g.open, d)
 		return nil
 	}
-	switch n := c.Out - g.open[len(g.open)-1].e.Off; {
-	case n < g.spacing:
-		return nil
-	case n > maxRecorded:
-		g.in.drop()
+	if g.tooLong(c.Out) || c.Out-g.last().e.Off < g.spacing {
 		return nil
 	}
 	d := g.r.next()
@@ -74,10 +67,22 @@ func (g *gzipPass) border(c inflate.Checkpoint) *inflate.Used {
 	return &d.used
 }
 
+// last returns the draft that has not ended.
+func (g *gzipPass) last() *draft { return g.open[len(g.open)-1] }
+
+// tooLong reports whether there will be no table, because a span was too long,
+// the last one if it ended at data offset off included.
+func (g *gzipPass) tooLong(off int64) bool {
+	if !g.in.over && off-g.last().e.Off > maxRecorded {
+		g.in.drop()
+	}
+	return g.in.over
+}
+
 // end ends the last draft at data offset off and blob offset to. Bytes of the
 // blob from offset from on are the next one's, and kept in room.
 func (g *gzipPass) end(off, to, from int64, room []byte) {
-	d := g.open[len(g.open)-1]
+	d := g.last()
 	d.e.Len, d.e.To = off-d.e.Off, to
 	d.blob = g.in.cut(to, from, room)
 }

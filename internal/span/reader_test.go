@@ -3,13 +3,16 @@ package span
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -157,7 +160,7 @@ func TestGzip(t *testing.T) {
 	long := strings.Repeat("n", 100_000)
 	for _, tt := range []struct {
 		name string
-		slow bool // only the first MiB
+		slow bool // only the beginning
 		blob func(*testing.T) []byte
 	}{
 		{"gzip -1", false, func(t *testing.T) []byte { return run(t, data, "gzip", "-1") }},
@@ -165,10 +168,10 @@ func TestGzip(t *testing.T) {
 		{"gzip -9", false, func(t *testing.T) []byte { return run(t, data, "gzip", "-9") }},
 		{"pigz", false, func(t *testing.T) []byte { return run(t, data, "pigz", "-p2") }},
 		{"pigz, independent blocks", false, func(t *testing.T) []byte { return run(t, data, "pigz", "-p2", "-i", "-b32") }},
-		{"pigz -11", true, func(t *testing.T) []byte { return run(t, data[:1<<20], "pigz", "-11", "-I1") }},
+		{"pigz -11", true, func(t *testing.T) []byte { return run(t, data[:300_000], "pigz", "-11", "-I1") }},
 		{"zopfli", true, func(t *testing.T) []byte {
 			file := filepath.Join(t.TempDir(), "data")
-			if err := os.WriteFile(file, data[:1<<20], 0o600); err != nil {
+			if err := os.WriteFile(file, data[:300_000], 0o600); err != nil {
 				t.Fatal(err)
 			}
 			return run(t, nil, "zopfli", "--i1", "-c", file)
@@ -191,7 +194,7 @@ func TestGzip(t *testing.T) {
 			blob := tt.blob(t)
 			want := data
 			if tt.slow {
-				want = data[:1<<20]
+				want = data[:300_000]
 			}
 			for _, spacing := range []int64{0, 1, 200_000} {
 				table, err := read(t, blob, want, Options{Spacing: spacing})
@@ -229,6 +232,77 @@ func TestEmptyGzip(t *testing.T) {
 		t.Fatal(table, err)
 	}
 	check(t, table, member(t, nil), nil)
+}
+
+// Where no decoder could begin within reason, a stream is read all the same.
+func TestLongBlocksAreRead(t *testing.T) {
+	t.Parallel()
+	// One block with the fixed code: a literal 0, then 258 bytes at a time of
+	// the byte before, then the end.
+	var w bitWriter
+	w.put(0b011, 3)
+	w.put(0b00001100, 8)
+	const times = maxRecorded/258 + 1
+	for range times {
+		w.put(0b10100011, 8)
+		w.put(0, 5)
+	}
+	w.put(0, 7)
+	data := make([]byte, 1+258*times)
+	blob := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, w.b...)
+	blob = binary.LittleEndian.AppendUint32(blob, crc32.ChecksumIEEE(data))
+	blob = binary.LittleEndian.AppendUint32(blob, uint32(len(data)))
+	for name, blob := range map[string][]byte{
+		"last":  blob,
+		"first": append(blob, member(t, nil)...),
+		"empty blocks": slices.Concat([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, bytes.Repeat([]byte{0, 0, 0, 0xff, 0xff}, maxRecorded/5),
+			[]byte{3, 0, 0, 0, 0, 0, 0, 0, 0, 0}),
+	} {
+		want := data
+		if name == "empty blocks" {
+			want = nil
+		}
+		if _, err := read(t, blob, want, Options{}); !errors.Is(err, errLongBlock) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// bitWriter writes bits, the lowest first.
+type bitWriter struct {
+	b []byte
+	n uint // bits used of the last byte
+}
+
+func (w *bitWriter) put(v, n uint) {
+	for ; n > 0; n, v = n-1, v>>1 {
+		if w.n%8 == 0 {
+			w.b = append(w.b, 0)
+		}
+		w.b[len(w.b)-1] |= byte(v&1) << (w.n % 8)
+		w.n++
+	}
+}
+
+// A checkpoint that does not lead to the data is found out while it is made.
+func TestFinishTests(t *testing.T) {
+	t.Parallel()
+	data := sample(10_000)
+	blob := member(t, data)
+	for name, alter := range map[string]func(*draft){
+		"":                                     func(d *draft) {},
+		"it leads to other bytes":              func(d *draft) { d.head[5]++ },
+		"test of a checkpoint":                 func(d *draft) { d.blob = d.blob[:20] },
+		"span 0: data":                         func(d *draft) { d.e.Len = 0 },
+		"internal error: panic: runtime error": func(d *draft) { d.window = make([]byte, 2*maxWindow) },
+	} {
+		rec := &recording{b: NewBuilder(Gzip, int64(len(blob)))}
+		d := &draft{e: Entry{Len: int64(len(data)), To: int64(len(blob)), Header: true}, blob: blob, head: bytes.Clone(data)}
+		alter(d)
+		if err := rec.finish(d); (err == nil) != (name == "") || err != nil && !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestReadErrorIsReturned(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"sort"
 )
 
 // Codec is how a blob is compressed.
@@ -127,7 +126,17 @@ func (t *Table) At(i int) Span { return t.spans[i] }
 // Find returns the span that holds data byte off, or the next one behind it;
 // Spans() if there is none.
 func (t *Table) Find(off int64) int {
-	return sort.Search(len(t.spans), func(i int) bool { return t.spans[i].Off+t.spans[i].Len > off })
+	// sort.Search, without a call per step: every read begins here.
+	lo, hi := 0, len(t.spans)
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		if s := &t.spans[mid]; s.Off+s.Len > off {
+			hi = mid
+		} else {
+			lo = mid + 1
+		}
+	}
+	return lo
 }
 
 // Proves reports whether span i has a digest, so that Decode returns the
