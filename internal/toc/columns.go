@@ -198,12 +198,15 @@ func (form sumForm) put(r *[blockSize]byte) {
 
 // of returns the checksum of r. The form is not sumOther.
 func (form sumForm) of(r *[blockSize]byte) (field [8]byte) {
-	sum := uint64(8 * ' ')
-	for _, c := range r[:148] {
-		sum += uint64(c)
+	const lanes = 0x00ff00ff00ff00ff
+	var acc uint64 // four 16-bit lanes: 64 words * 2 * 255 < 1<<16
+	for i := 0; i < blockSize; i += 8 {
+		w := binary.LittleEndian.Uint64(r[i:])
+		acc += w&lanes + w>>8&lanes
 	}
-	for _, c := range r[156:] {
-		sum += uint64(c)
+	sum := acc&0xffff + acc>>16&0xffff + acc>>32&0xffff + acc>>48 + 8*' '
+	for _, c := range r[148:156] {
+		sum -= uint64(c)
 	}
 	if form == sumSix {
 		putOctal(field[:6], sum)

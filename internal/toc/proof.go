@@ -97,7 +97,7 @@ func (p *headerProof) Check(r io.ReaderAt, from, to int64) error {
 			buf = make([]byte, max(blockSize, e.size))
 		}
 		b := buf[:e.size]
-		if _, err := r.ReadAt(b, e.off); err != nil {
+		if n, err := r.ReadAt(b, e.off); n < len(b) {
 			return fmt.Errorf("header at byte %d: %w", e.off, err)
 		}
 		if maphash.Bytes(p.seed, b) != e.sum {

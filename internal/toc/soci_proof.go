@@ -69,7 +69,7 @@ func (p *ztocProof) Check(r io.ReaderAt, from, to int64) error {
 			return nil // is checked with what comes next
 		}
 		buf = append(buf[:0], make([]byte, e.data-e.start)...)
-		if _, err := r.ReadAt(buf, e.start); err != nil {
+		if n, err := r.ReadAt(buf, e.start); n < len(buf) {
 			return fmt.Errorf("header at byte %d: %w", e.start, err)
 		}
 		headers := bytes.NewReader(buf)
