@@ -20,7 +20,7 @@ func (f *File) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 	if c := f.now.Load(); c.isReady(i, j) {
 		return c.data, nil
 	}
-	c, err := f.await(ctx, &want{lo: i, hi: j, hot: true})
+	c, err := f.await(ctx, &want{lo: i, hi: j})
 	if err != nil {
 		return nil, err
 	}
@@ -31,14 +31,12 @@ func (f *File) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 type want struct {
 	lo, hi int  // spans
 	raw    bool // no need for them to be proven
-	hot    bool // somebody waits for it: it comes before what only may be wanted
 }
 
 // waiter waits for one span.
 type waiter struct {
 	span int
 	raw  bool
-	hot  bool
 	from *request   // that will bring the span, or wake the waiter
 	done chan error // gets one error, or nil: look again
 }
@@ -51,76 +49,92 @@ func (f *File) await(ctx context.Context, w *want) (*contents, error) {
 			defer f.mu.Unlock()
 			return nil, f.bad
 		}
-		c := f.now.Load()
-		missing, suspect := f.lookLocked(c, w)
-		if missing == w.hi {
+		c, s := f.now.Load(), f.spill
+		first, where := f.lookLocked(w)
+		switch where {
+		case present:
 			if !w.raw {
 				f.touchLocked(c, w.lo, w.hi)
 				f.readAheadLocked(c, w.lo, w.hi)
 			}
 			f.mu.Unlock()
 			return c, nil
-		}
-		if s := f.spill; s != nil && !suspect {
-			if at, _ := f.lookLocked(s, w); at == w.hi {
-				f.mu.Unlock()
-				return s, nil
-			}
+		case spilt:
+			f.mu.Unlock()
+			return s, nil
 		}
 		if err := ctx.Err(); err != nil {
 			f.mu.Unlock()
 			return nil, err
 		}
-		if suspect {
-			f.tasks.Add(1)
+		if where == missing {
+			me := f.enlistLocked(c, w, first)
 			f.mu.Unlock()
-			err := f.recheck(c, missing)
-			f.tasks.Done()
-			if err != nil {
+			if err := f.wait(ctx, me); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		if s := f.spill; s != nil && eitherLocked(c, s, w) {
-			f.mu.Unlock()
-			if err := f.gather(c, s, w); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		me := f.enlistLocked(c, w, missing)
+		f.tasks.Add(1)
 		f.mu.Unlock()
-		select {
-		case err := <-me.done:
-			if err != nil {
-				return nil, err
-			}
-		case <-ctx.Done():
-			f.leave(me)
-			return nil, ctx.Err()
+		var err error
+		if where == suspect {
+			err = f.recheck(c, first)
+		} else {
+			err = f.gather(c, s, w)
+		}
+		f.tasks.Done()
+		if err != nil {
+			return nil, err
 		}
 	}
 }
 
-// lookLocked returns the first span that is not in c as it is wanted; w.hi if
-// all are. suspect means that it is, once its checksum was compared.
-func (f *File) lookLocked(c *contents, w *want) (missing int, suspect bool) {
+// place is where spans are.
+type place int
+
+const (
+	present   place = iota // all in the data file
+	spilt                  // all in memory
+	scattered              // some here, some there
+	suspect                // one is in the data file, if its checksum is right
+	missing                // one is in neither
+)
+
+// lookLocked returns where the spans are that are wanted; the first one that
+// is suspect or missing, if any.
+func (f *File) lookLocked(w *want) (first int, where place) {
+	c, s := f.now.Load(), f.spill
+	inData, inMemory := true, s != nil
 	for i := w.lo; i < w.hi; i++ {
-		if !c.has(i, w.raw) {
-			return i, c.isSuspect(i)
+		data, memory := c.has(i, w.raw), s != nil && s.has(i, w.raw)
+		switch {
+		case data || memory:
+		case c.isSuspect(i):
+			return i, suspect
+		default:
+			return i, missing
 		}
+		inData, inMemory = inData && data, inMemory && memory
 	}
-	return w.hi, false
+	switch {
+	case inData:
+		return 0, present
+	case inMemory:
+		return 0, spilt
+	}
+	return 0, scattered
 }
 
-// eitherLocked reports whether each span of w is in c or in s.
-func eitherLocked(c, s *contents, w *want) bool {
-	for i := w.lo; i < w.hi; i++ {
-		if !c.has(i, w.raw) && !s.has(i, w.raw) {
-			return false
-		}
+// wait waits for what w waits for.
+func (f *File) wait(ctx context.Context, w *waiter) error {
+	select {
+	case err := <-w.done:
+		return err
+	case <-ctx.Done():
+		f.leave(w)
+		return ctx.Err()
 	}
-	return true
 }
 
 // touchLocked marks the spans [i, j), which are present, as ready.
@@ -137,9 +151,9 @@ func (f *File) touchLocked(c *contents, i, j int) {
 // enlistLocked sees to it that all the missing spans of w are on their way, and
 // returns a waiter for the first of them.
 func (f *File) enlistLocked(c *contents, w *want, first int) *waiter {
-	me := &waiter{span: first, raw: w.raw, hot: w.hot, done: make(chan error, 1)}
+	me := &waiter{span: first, raw: w.raw, done: make(chan error, 1)}
 	for i := first; i < w.hi; {
-		if c.has(i, w.raw) || c.isSuspect(i) {
+		if c.has(i, w.raw) || c.isSuspect(i) || f.spill != nil && f.spill.has(i, w.raw) {
 			i++
 			continue
 		}
@@ -158,9 +172,6 @@ func (f *File) enlistLocked(c *contents, w *want, first int) *waiter {
 
 func (f *File) joinLocked(w *waiter, r *request) {
 	w.from = r
-	if !w.hot {
-		return
-	}
 	r.waiting++
 	if r.waiting == 1 {
 		f.pool.heat(1)
@@ -173,9 +184,6 @@ func (f *File) joinLocked(w *waiter, r *request) {
 
 // partLocked is the reverse of joinLocked.
 func (f *File) partLocked(w *waiter) {
-	if !w.hot {
-		return
-	}
 	w.from.waiting--
 	if w.from.waiting == 0 {
 		f.pool.heat(-1)

@@ -11,7 +11,7 @@ const (
 	manySpans    = 16        // spans used in a row that make more of them certain
 	groupData    = 256 << 10 // bytes of data, of small spans that are decoded and written as one
 	groupGap     = 4 << 10   // bytes of data, or of blob, between spans of a group
-	lanes        = 8         // requests of a File under way at a time
+	lanes        = 8         // requests of a File that read at a time
 	mostSpill    = 32 << 20  // bytes of data in memory that the disk has no space for
 )
 

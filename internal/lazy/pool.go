@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// background is how many requests that nobody waits for may be under way at a
-// time, in all Files of a Pool.
+// background is how many requests that nobody waits for may read at a time, in
+// all Files of a Pool.
 const background = 6
 
 // Pool is what the Files of a store share: processors, buffers, and the
@@ -31,7 +31,7 @@ func NewPool(n int) *Pool {
 	return &Pool{slots: make(chan struct{}, n), lanes: make(chan struct{}, background)}
 }
 
-// decode takes a slot; give gives it back.
+// take takes a slot to decode; give gives it back.
 func (p *Pool) take(ctx context.Context) error {
 	select {
 	case p.slots <- struct{}{}:

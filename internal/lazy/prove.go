@@ -18,7 +18,7 @@ func (l *landing) prove() {
 			i++
 			continue
 		}
-		r := &proofReader{ctx: l.r.ctx, f: f, hot: f.isHot(l.r)}
+		r := &proofReader{ctx: l.r.ctx, f: f}
 		err := f.o.Proof.Check(r, t.At(i).Off, f.at.end(j-1))
 		switch {
 		case r.err != nil: // it could not be read: nothing is known
@@ -89,14 +89,13 @@ func (f *File) sumOf(c *contents, i int) (uint64, error) {
 type proofReader struct {
 	ctx context.Context
 	f   *File
-	hot bool
 	err error // why something could not be read
 }
 
 // ReadAt implements [io.ReaderAt].
 func (r *proofReader) ReadAt(p []byte, off int64) (int, error) {
 	i, j := r.f.at.covering(off, off+int64(len(p)))
-	c, err := r.f.await(r.ctx, &want{lo: i, hi: j, raw: true, hot: r.hot})
+	c, err := r.f.await(r.ctx, &want{lo: i, hi: j, raw: true})
 	if err == nil {
 		var n int
 		if n, err = c.data.ReadAt(p, off); err == nil || err == io.EOF {

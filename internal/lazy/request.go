@@ -22,13 +22,14 @@ type request struct {
 	done   chan struct{} // closed at the end
 	err    error         // the first failure; may be read when done is closed
 	blamed atomic.Bool   // the stream gives wrong bytes: another is needed
+	lane   chan struct{} // that it has taken a place in; nil: none
 
 	// Guarded by File.mu.
 	lo      int // the first span not brought yet, or later
 	next    int // the first span not read yet
 	hi      int
 	landing []int // first spans of the groups that were read, but are not in yet
-	waiting int   // hot waiters
+	waiting int   // waiters
 	keepers int   // prefetchers that want it, waiters or not
 	dropped bool  // nobody wants it
 	whole   bool  // the source gives all or nothing: no other request would be faster
@@ -80,6 +81,7 @@ func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
 func (f *File) run(r *request) {
 	defer f.tasks.Done()
 	err := f.read(r)
+	r.leaveLane()
 	r.groups.Wait()
 	r.cancel()
 
@@ -115,15 +117,10 @@ func (r *request) failLocked(err error) {
 
 // read reads the spans of r that are missing, and has them landed.
 func (f *File) read(r *request) error {
-	release, err := f.admit(r)
-	if err != nil {
-		return err
-	}
-	defer release()
 	in := stream{f: f, r: r}
 	defer in.close()
 	for {
-		if err := f.yield(r); err != nil {
+		if err := f.admit(r); err != nil {
 			return err
 		}
 		g, ok := f.nextGroup(r)
@@ -132,11 +129,11 @@ func (f *File) read(r *request) error {
 		}
 		var blob []byte
 		if !g.raw {
-			if blob, err = in.read(g); err != nil {
-				f.landed(r, g)
-				return err
+			var err error
+			if blob, err = in.read(g); err == nil {
+				err = f.pool.take(r.ctx)
 			}
-			if err = f.pool.take(r.ctx); err != nil {
+			if err != nil {
 				f.landed(r, g)
 				return err
 			}
@@ -149,42 +146,46 @@ func (f *File) read(r *request) error {
 	}
 }
 
-// admit waits until there are not too many requests for r to begin.
-func (f *File) admit(r *request) (release func(), err error) {
-	lane := f.lanes
-	f.mu.Lock()
-	if r.keepers > 0 && r.waiting == 0 {
-		lane = f.pool.lanes
-	}
-	f.mu.Unlock()
-	if lane == f.lanes { // those who are waited for only wait for each other
-		r = &request{ctx: r.ctx}
-	}
-	select {
-	case lane <- struct{}{}:
-		return func() { <-lane }, nil
-	case <-r.wanted:
-		return func() {}, nil
-	case <-r.ctx.Done():
-		return nil, r.ctx.Err()
-	}
-}
-
-// yield waits until nobody waits for another request, or somebody for this.
-func (f *File) yield(r *request) error {
+// admit waits until r may read on: somebody waits for it, or nobody for
+// anything; and there are not too many that read.
+func (f *File) admit(r *request) error {
 	for {
+		hot := f.isHot(r)
 		calm := f.pool.calm()
-		if calm == nil || f.isHot(r) {
+		switch {
+		case !hot && calm != nil:
+			r.leaveLane()
+			select {
+			case <-calm:
+			case <-r.wanted:
+			case <-r.ctx.Done():
+			}
+		case r.lane != nil:
 			return r.ctx.Err()
-		}
-		select {
-		case <-calm:
-		case <-r.wanted:
-		case <-r.ctx.Done():
+		case hot:
+			select {
+			case f.lanes <- struct{}{}:
+				r.lane = f.lanes
+			case <-r.ctx.Done():
+			}
+		default:
+			select {
+			case f.pool.lanes <- struct{}{}:
+				r.lane = f.pool.lanes
+			case <-r.wanted:
+			case <-r.ctx.Done():
+			}
 		}
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
+	}
+}
+
+func (r *request) leaveLane() {
+	if r.lane != nil {
+		<-r.lane
+		r.lane = nil
 	}
 }
 
