@@ -31,14 +31,15 @@ const (
 	maxSkeleton = 256 << 20 // bytes of an encoded skeleton
 	blockTarget = 1 << 20   // bytes after which a block is closed
 	maxBlock    = 16 << 20  // bytes of a block when decoded: a piece may be large
-	maxPieces   = 64 << 20
-	maxPiece    = 1 << 20 // bytes: what layertar accepts of an extended header or map
+	maxPieces   = 8 << 20   // whoever keeps a proof pays 24 bytes for each
+	maxPiece    = 1 << 20   // bytes: what layertar accepts of an extended header or map
 )
 
 // SkeletonWriter makes a skeleton of what an Indexer records. Its Record is to
 // be given to [layertar.Indexer.Record].
 type SkeletonWriter struct {
 	out    []byte // finished blocks
+	count  int    // of pieces
 	cols   [columns][]byte
 	layout layout
 	prev   fields
@@ -54,8 +55,8 @@ func (w *SkeletonWriter) Record(off int64, p []byte) {
 	if w.err != nil {
 		return
 	}
-	if len(p) > maxPiece {
-		w.err = fmt.Errorf("skeleton: a piece of %d bytes (limit %d)", len(p), maxPiece)
+	if w.count++; w.count > maxPieces || len(p) > maxPiece {
+		w.err = fmt.Errorf("skeleton: headers of %d bytes, %d so far (limits %d and %d)", len(p), w.count, maxPiece, maxPieces)
 		return
 	}
 	op := byte(opBody)

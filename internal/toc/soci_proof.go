@@ -19,7 +19,6 @@ import (
 func (z *Ztoc) Proof() Proof {
 	p := &ztocProof{seed: maphash.MakeSeed()}
 	p.load = sync.OnceValue(func() error {
-		defer func() { z = nil }()
 		p.entries = make([]entrySum, 0, len(z.files))
 		return z.each(func(start, data int64, e *told) error {
 			p.entries = append(p.entries, entrySum{start, data, e.sum(p.seed)})
