@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -119,25 +120,25 @@ func BenchmarkDecode(b *testing.B) {
 			b.Fatal(err)
 		}
 		code := table.Encode()
-		b.Run(c[0]+"/span", func(b *testing.B) {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			rnd := rand.New(rand.NewPCG(5, 6))
-			dst := make([]byte, MaxSpan)
-			var times []time.Duration
-			for b.Loop() {
-				i := table.Find(rnd.Int64N(table.DataSize()))
-				s := table.At(i)
-				start := usage(b, unix.CLOCK_THREAD_CPUTIME_ID)
-				if err := table.Decode(i, blob[s.From:s.To], dst[:s.Len]); err != nil {
-					b.Fatal(err)
+		b.Run(c[0]+"/span", func(b *testing.B) { benchDecode(b, table, blob) })
+		b.Run(c[0]+"/parallel", func(b *testing.B) { // with -cpu 1,2
+			var next atomic.Int64
+			b.SetBytes(table.DataSize() / int64(table.Spans()))
+			b.RunParallel(func(pb *testing.PB) {
+				dst := make([]byte, MaxSpan)
+				for pb.Next() {
+					i := int(next.Add(1) % int64(table.Spans()))
+					s := table.At(i)
+					if err := table.Decode(i, blob[s.From:s.To], dst[:s.Len]); err != nil {
+						b.Error(err)
+					}
 				}
-				times = append(times, usage(b, unix.CLOCK_THREAD_CPUTIME_ID)-start)
+			})
+		})
+		b.Run(c[0]+"/find", func(b *testing.B) {
+			for i := 0; b.Loop(); i++ {
+				table.Find(int64(i) * 1_000_003 % table.DataSize())
 			}
-			slices.Sort(times)
-			b.ReportMetric(float64(times[len(times)/2].Microseconds())/1000, "p50-ms")
-			b.ReportMetric(float64(times[len(times)*99/100].Microseconds())/1000, "p99-ms")
-			b.ReportMetric(float64(len(code))/float64(len(data))*1000, "index-MB/GB")
 		})
 		b.Run(c[0]+"/parse", func(b *testing.B) {
 			for b.Loop() {
@@ -147,6 +148,28 @@ func BenchmarkDecode(b *testing.B) {
 			}
 		})
 	}
+}
+
+// benchDecode decodes spans at random.
+func benchDecode(b *testing.B, table *Table, blob []byte) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	rnd := rand.New(rand.NewPCG(5, 6))
+	dst := make([]byte, MaxSpan)
+	var times []time.Duration
+	for b.Loop() {
+		i := table.Find(rnd.Int64N(table.DataSize()))
+		s := table.At(i)
+		start := usage(b, unix.CLOCK_THREAD_CPUTIME_ID)
+		if err := table.Decode(i, blob[s.From:s.To], dst[:s.Len]); err != nil {
+			b.Fatal(err)
+		}
+		times = append(times, usage(b, unix.CLOCK_THREAD_CPUTIME_ID)-start)
+	}
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(times[len(times)*99/100].Microseconds())/1000, "p99-ms")
+	b.ReportMetric(float64(len(table.Encode()))/float64(table.DataSize())*1000, "index-MB/GB")
 }
 
 // usage returns the processor time used so far, by a clock of unix.ClockGettime.

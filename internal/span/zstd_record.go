@@ -311,7 +311,7 @@ func (r *zstdRecorder) due(m *zstdMark, off, window int64, frame bool) bool {
 	if spacing == 0 {
 		spacing = zstdSpacing
 		if !frame {
-			spacing = min(max(2*window, zstdSpacing), maxZstdSpacing)
+			spacing = min(max(3*window, zstdSpacing), maxZstdSpacing)
 		}
 	}
 	return off-m.block.Off >= spacing
