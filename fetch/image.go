@@ -42,7 +42,7 @@ type Image struct {
 
 	// Schema1 says that the image is in Docker's schema 1, which does not
 	// state diffIDs: Config and ID are empty, and so is the DiffID of every
-	// layer but the empty one. Who has seen the layers asks [Image.ConfigOf].
+	// layer but an empty one. Who has seen the layers asks [Image.ConfigOf].
 	Schema1 bool
 
 	schema1 *schema1 // nil = another schema

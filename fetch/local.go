@@ -180,9 +180,13 @@ func resolveLayout(f files, ref Reference, p Platform) (*Image, error) {
 		return nil, err
 	}
 	img := &Image{Reference: ref, Digest: got.digest}
-	m, err := img.descend(got, p, get)
+	doc, err := img.descend(got, p, get)
 	if err != nil {
 		return nil, err
+	}
+	m := doc.image
+	if m == nil {
+		return nil, fault.New(fault.Invalid, "manifest: Docker schema 1 in an OCI layout is not supported")
 	}
 	conf, err := readBlob(f, m.Config, maxConfig)
 	if err != nil {

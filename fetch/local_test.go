@@ -42,7 +42,8 @@ func (f tree) image(t *testing.T, platform, tag string, layers ...[]byte) v1.Des
 		diffs = append(diffs, id.BlobOf(l))
 		m.Layers = append(m.Layers, v1.Descriptor{MediaType: types.OCIUncompressedLayer, Size: int64(len(l)), Digest: f.blob(l)})
 	}
-	conf := mustJSON(t, map[string]any{"os": p.OS, "architecture": p.Architecture, "rootfs": map[string]any{"type": "layers", "diff_ids": diffs}})
+	conf := mustJSON(t, map[string]any{"os": p.OS, "architecture": p.Architecture, "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+		"history": make([]struct{}, len(layers))})
 	m.Config = v1.Descriptor{MediaType: types.OCIConfigJSON, Size: int64(len(conf)), Digest: f.blob(conf)}
 	raw := mustJSON(t, m)
 	d := v1.Descriptor{MediaType: types.OCIManifestSchema1, Size: int64(len(raw)), Digest: f.blob(raw),

@@ -35,11 +35,12 @@ const (
 
 var acceptManifests = strings.Join([]string{typeManifest, typeIndex, typeSchema2, typeList, typeSchema1Signed, typeSchema1}, ", ")
 
-// document is a parsed manifest or index: exactly one of the two is set.
+// document is a parsed manifest or index: exactly one of the three is set.
 type document struct {
 	mediaType string
 	image     *v1.Manifest
 	index     *v1.IndexManifest
+	schema1   *schema1
 }
 
 // parseManifest reads the body of a manifest or index. contentType is what
@@ -64,9 +65,15 @@ func parseManifest(body []byte, contentType string) (document, error) {
 		return document{}, fault.New(fault.Integrity, "manifest: %w", err)
 	}
 	hint := stripType(contentType)
-	if probe.SchemaVersion == 1 || probe.FSLayers != nil {
-		return document{}, fault.WithHint(fault.New(fault.Invalid, "manifest: Docker schema 1 is not supported yet"),
-			"push the image again with a current docker, or convert it: skopeo copy --format v2s2 docker://OLD docker://NEW")
+	known := func(t string) bool {
+		return t == typeManifest || t == typeSchema2 || t == typeIndex || t == typeList
+	}
+	if probe.SchemaVersion == 1 {
+		if probe.Layers != nil || probe.Config != nil || probe.Manifests != nil || known(hint) || known(probe.MediaType) {
+			return document{}, fault.New(fault.Integrity, "manifest: is of Docker schema 1 and of another kind: ambiguous")
+		}
+		one, err := parseSchema1(body)
+		return document{mediaType: typeSchema1, schema1: one}, err
 	}
 	if probe.SchemaVersion != 2 {
 		return document{}, fault.New(fault.Integrity, "manifest: schemaVersion is %d, not 2", probe.SchemaVersion)
@@ -75,9 +82,6 @@ func parseManifest(body []byte, contentType string) (document, error) {
 		return document{}, fault.New(fault.Integrity, "manifest: holds both manifests and layers or config: ambiguous")
 	}
 	isIndex := probe.Manifests != nil
-	known := func(t string) bool {
-		return t == typeManifest || t == typeSchema2 || t == typeIndex || t == typeList
-	}
 	for _, t := range []string{probe.MediaType, hint} {
 		if known(t) && types.MediaType(t).IsIndex() != isIndex {
 			return document{}, fault.New(fault.Integrity, "manifest: calls itself %s, but has other content", t)

@@ -110,6 +110,9 @@ func (e *endpoint) manifest(ctx context.Context, repository, name string, want i
 	if err != nil {
 		return nil, err
 	}
+	if body, err = signedPart(body); err != nil {
+		return nil, err
+	}
 	r := &response{body: body, contentType: resp.Header.Get("Content-Type"), digest: id.BlobOf(body)}
 	if want == "" {
 		want, _ = id.ParseBlob(resp.Header.Get("Docker-Content-Digest"))
@@ -205,14 +208,23 @@ func (c *Client) resolve(ctx context.Context, ref Reference, p Platform) (*Manif
 		}
 		return c.byDigest(ctx, ref, b)
 	}
-	m, err := img.descend(got, p, get)
+	doc, err := img.descend(got, p, get)
 	if err != nil {
 		return nil, err
 	}
+	blob := func(l Layer) *Blob { return c.Blob(ref, l) }
+	if doc.schema1 != nil {
+		if err := c.resolveSchema1(ctx, img, doc.schema1); err != nil {
+			return nil, err
+		}
+		img.blobs = newBlobs(img.Layers, blob)
+		return img.manifest(nil, func(context.Context) (*Image, error) { return img, checkPlatform(img, p) }), nil
+	}
+	m := doc.image
 	if img.Layers, err = layersOf(m); err != nil {
 		return nil, err
 	}
-	img.blobs = newBlobs(img.Layers, func(l Layer) *Blob { return c.Blob(ref, l) })
+	img.blobs = newBlobs(img.Layers, blob)
 	return img.manifest(m, func(ctx context.Context) (*Image, error) {
 		whole := *img
 		conf, err := c.config(ctx, ref, m.Config)
@@ -227,28 +239,28 @@ func (c *Client) resolve(ctx context.Context, ref Reference, p Platform) (*Manif
 }
 
 // descend follows indexes to the manifest for p, which it notes in img.
-func (img *Image) descend(got *response, p Platform, get func(v1.Descriptor) (*response, error)) (*v1.Manifest, error) {
+func (img *Image) descend(got *response, p Platform, get func(v1.Descriptor) (*response, error)) (document, error) {
 	for depth := 0; ; depth++ {
 		doc, err := parseManifest(got.body, got.contentType)
 		if err != nil {
-			return nil, err
+			return document{}, err
 		}
-		if doc.image != nil {
+		if doc.index == nil {
 			img.Manifest, img.ManifestDigest, img.MediaType = got.body, got.digest, doc.mediaType
-			return doc.image, nil
+			return doc, nil
 		}
 		if depth == maxDepth {
-			return nil, fault.New(fault.Integrity, "index: nested more than %d deep", maxDepth)
+			return document{}, fault.New(fault.Integrity, "index: nested more than %d deep", maxDepth)
 		}
 		d, err := choose(doc.index, p)
 		if err != nil {
-			return nil, err
+			return document{}, err
 		}
 		if got, err = get(d); err != nil {
-			return nil, err
+			return document{}, err
 		}
 		if d.Size > 0 && d.Size != int64(len(got.body)) {
-			return nil, fault.New(fault.Integrity, "manifest %s: %d bytes, the index says %d", got.digest, len(got.body), d.Size)
+			return document{}, fault.New(fault.Integrity, "manifest %s: %d bytes, the index says %d", got.digest, len(got.body), d.Size)
 		}
 	}
 }

@@ -310,7 +310,7 @@ func TestAmbiguousManifests(t *testing.T) {
 		{`{` + image + `,"layer\u017f":[]}`, "", fault.Integrity, "occurs twice"}, // encoding/json takes the long s for an s
 		{`{` + image + `} {}`, "", fault.Integrity, "behind"},
 		{`{"schemaVersion":3}`, "", fault.Integrity, "schemaVersion is 3"},
-		{`{"schemaVersion":1,"fsLayers":[]}`, typeSchema1Signed, fault.Invalid, "schema 1 is not supported yet"},
+		{`{"schemaVersion":1,"fsLayers":[]}`, typeSchema1Signed, fault.Integrity, "no FSLayers in manifest"},
 		{`{"schemaVersion":2}`, "", fault.Integrity, "neither config nor manifests"},
 		{`[]`, "", fault.Integrity, "not a JSON object"},
 		{`<html>`, "", fault.Integrity, "not a JSON object"},
