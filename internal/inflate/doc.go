@@ -9,7 +9,9 @@
 // Terms: a *member* is one gzip stream (RFC 1952); a file may hold several, one
 // behind the other, and their contents are joined. A *block* is one deflate
 // block (RFC 1951, section 3.2.3). The *window* is the last 32 KiB of output,
-// which matches may refer to.
+// which matches may refer to. A *checkpoint* is a border between two blocks,
+// with the window there: all that it takes to begin decoding in the middle of a
+// stream. Package span makes use of them.
 //
 // Every member's CRC-32 and length are checked before its last bytes are
 // returned together with the end of the stream; the input is hostile, every

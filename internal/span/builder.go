@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math"
+	"math/bits"
 )
 
 // Builder makes a Table, span by span. It is not safe for concurrent use.
@@ -109,7 +110,7 @@ func (t *Table) add(s Span, skip int64, flags uint8, size int) error {
 
 // digests returns how many digests the span has.
 func (r rest) digests() uint32 {
-	return uint32(r.flags>>5&1 + r.flags>>6&1)
+	return uint32(bits.OnesCount8(r.flags & (flagBlob | flagData)))
 }
 
 // sumBytes returns the size of all digests.

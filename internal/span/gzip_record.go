@@ -3,6 +3,7 @@ package span
 import (
 	"errors"
 	"io"
+	"slices"
 
 	"github.com/imgfs/imgfs/internal/inflate"
 )
@@ -21,6 +22,12 @@ func passGzip(src io.Reader, w io.Writer, rec *recording) (int64, error) {
 	if rec.Spacing == 0 {
 		g.spacing = defaultSpacing
 	}
+	defer func() {
+		g.r.close()
+		if g.in.over {
+			rec.giveUp(errLongBlock)
+		}
+	}()
 	g.z = inflate.NewReader(&g.in)
 	g.z.OnBorder(g.border)
 	n, err := g.z.WriteTo(g)
@@ -28,10 +35,6 @@ func passGzip(src io.Reader, w io.Writer, rec *recording) (int64, error) {
 		end := g.z.Consumed()
 		g.end(n, end, end, nil)
 		g.send()
-	}
-	g.r.close()
-	if g.in.over {
-		rec.giveUp(errLongBlock)
 	}
 	return n, err
 }
@@ -111,7 +114,7 @@ func (g *gzipPass) send() {
 		if d.e.To == 0 || int64(len(d.head)) < min(tested, d.e.Len) {
 			return
 		}
-		g.open = append(g.open[:0], g.open[1:]...)
+		g.open = slices.Delete(g.open, 0, 1)
 		if d.e.Len > 0 { // there is data behind the last border
 			g.r.put(d)
 		}

@@ -8,12 +8,12 @@ func passPlain(src io.Reader, w io.Writer, rec *recording) (int64, error) {
 	if rec.Spacing > 0 {
 		p.spacing = int(min(rec.Spacing, maxRecorded))
 	}
+	defer p.r.close()
 	p.d = p.r.next()
 	n, err := io.Copy(w, p)
 	if err == nil && len(p.d.blob) > 0 {
 		p.end()
 	}
-	p.r.close()
 	return n, err
 }
 
