@@ -72,13 +72,17 @@ func (b *Blob) Open(ctx context.Context) (io.ReadCloser, error) {
 	turn := b.turn % len(all)
 	b.turn++
 	b.mu.Unlock()
-	return b.read(ctx, append(slices.Clone(all[turn:]), all[:turn]...), 0, b.layer.Size)
+	return b.read(ctx, append(slices.Clone(all[turn:]), all[:turn]...), 0, b.layer.Size, false)
 }
 
 // Range returns a reader of the n bytes from off. It gives exactly those, or
-// an error, and resumes broken transfers by itself; no digest is verified. It
-// returns as soon as the transfer has begun; ctx bounds the reader's life. A
+// an error; no digest is verified. It returns as soon as the transfer has
+// begun, and bytes come out as they come in; ctx bounds the reader's life. A
 // reader that is read to its end leaves a connection that the next one uses.
+//
+// What breaks is resumed once at each endpoint, without long waits, and again
+// after each MiB; further patience is the caller's. Errors are of kind Network
+// where a later try may do better.
 //
 // Where a server turns out to ignore ranges, and much would have to be read
 // in front of this one, Range fails; [Blob.Whole] is true from then on, and
@@ -93,7 +97,7 @@ func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if _, err := b.endpoints(); err != nil {
 		return nil, err
 	}
-	return b.read(ctx, b.candidates(), off, off+n)
+	return b.read(ctx, b.candidates(), off, off+n, true)
 }
 
 // Blame says that bytes of this range were wrong: whoever gave them is not
@@ -207,9 +211,9 @@ func (b *Blob) candidates() []*source {
 	return append(list, slow...)
 }
 
-func (b *Blob) read(ctx context.Context, sources []*source, off, end int64) (io.ReadCloser, error) {
+func (b *Blob) read(ctx context.Context, sources []*source, off, end int64, brief bool) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &blobReader{ctx: ctx, cancel: cancel, b: b, c: b.c, sources: sources, whole: b.Whole(), start: off, off: off, end: end, mark: off}
+	r := &blobReader{ctx: ctx, cancel: cancel, b: b, c: b.c, sources: sources, brief: brief, whole: b.Whole(), start: off, off: off, end: end, mark: off}
 	if err := r.connect(); err != nil {
 		r.Close()
 		return nil, err
@@ -239,7 +243,7 @@ func (b *Blob) overtaken(s *source) {
 type source struct {
 	host string
 	// get asks for the bytes that header says.
-	get   func(ctx context.Context, header http.Header, patient bool) (*http.Response, error)
+	get   func(ctx context.Context, header http.Header, how manner) (*http.Response, error)
 	state *host
 
 	redirect redirect
@@ -249,20 +253,23 @@ type source struct {
 	slowUntil time.Time // it was overtaken
 }
 
+// manner is how patiently a source is asked, see [request].
+type manner struct{ patient, brief bool }
+
 // source returns the blob at an endpoint. Where that redirected to is asked
 // directly, as long as that is good: it saves half of the round trips.
 func (e *endpoint) source(ref Reference, l Layer) *source {
 	s := &source{host: e.host, state: e.state}
-	s.get = func(ctx context.Context, header http.Header, patient bool) (*http.Response, error) {
+	s.get = func(ctx context.Context, header http.Header, how manner) (*http.Response, error) {
 		if u := s.redirect.get(time.Now()); u != nil {
-			resp, err := e.direct(ctx, u, header)
+			resp, err := e.direct(ctx, u, header, how.brief)
 			if err == nil || ctx.Err() != nil {
 				return resp, err
 			}
 			e.c.opts.Logger.Debug("redirect asked anew", "host", u.Host, "err", plainError(err))
 			s.redirect.dropped(u)
 		}
-		resp, err := e.do(ctx, request{method: http.MethodGet, repository: ref.path, what: "blobs/" + string(l.Blob), header: header, patient: patient})
+		resp, err := e.do(ctx, request{method: http.MethodGet, repository: ref.path, what: "blobs/" + string(l.Blob), header: header, patient: how.patient, brief: how.brief})
 		if err == nil && resp.Request.URL.Host != e.host {
 			s.redirect.set(resp.Request.URL, time.Now())
 		}

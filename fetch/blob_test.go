@@ -405,7 +405,7 @@ func TestForeignPlain(t *testing.T) {
 			t.Errorf("insecure %t: http://cdn.test is a source: %t", insecure, ok)
 		}
 		if ok {
-			s.get(t.Context(), nil, false)
+			s.get(t.Context(), nil, manner{})
 		}
 		if got := d.refused(); len(got) > 0 != insecure {
 			t.Errorf("insecure %t: dialled %v", insecure, got)

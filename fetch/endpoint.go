@@ -32,12 +32,13 @@ type endpoint struct {
 // host is what a client has learned about a server, whichever upstream it
 // answers for.
 type host struct {
-	mu       sync.Mutex
-	tls      bool      // TLS answered: never speak plain
-	plain    bool      // it speaks plain http, and may
-	noRange  time.Time // until when it is not asked for ranges, as it ignores or misunderstands them
-	noRefs   time.Time // until when its referrers API is not asked, as it has none
-	notUntil time.Time // it asked not to be bothered before
+	mu        sync.Mutex
+	tls       bool       // TLS answered: never speak plain
+	plain     bool       // it speaks plain http, and may
+	noRange   time.Time  // until when it is not asked for ranges, as it ignores or misunderstands them
+	refs      capability // the referrers API
+	refsUntil time.Time  // how long its absence is believed
+	notUntil  time.Time  // it asked not to be bothered before
 
 	rtt  time.Duration // from a request to the answer; 0 = not measured
 	rate float64       // bytes per second of one transfer; 0 = not measured

@@ -19,7 +19,7 @@ func (c *Client) foreign(raw string) (*source, bool) {
 		c.opts.Logger.Warn("foreign layer: URL skipped, http without --insecure", "host", u.Host)
 		return nil, false
 	}
-	return &source{host: u.Host, state: c.host(u.Host), get: func(ctx context.Context, header http.Header, _ bool) (*http.Response, error) {
+	return &source{host: u.Host, state: c.host(u.Host), get: func(ctx context.Context, header http.Header, _ manner) (*http.Response, error) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
 			return nil, err

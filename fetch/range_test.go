@@ -57,7 +57,7 @@ func TestRange(t *testing.T) {
 		{"nothing wrong", nil, "100000-149999"},
 		{"ends early, right Content-Length", []imgtest.Fault{{Short: 20_000, Times: 1}}, "100000-149999 120000-149999"},
 		{"reset", []imgtest.Fault{{Short: 20_000, Reset: true, Times: 1}}, "-"},
-		{"nothing but a header", []imgtest.Fault{{Empty: true, Times: 2}}, "100000-149999 100000-149999 100000-149999"},
+		{"nothing but a header", []imgtest.Fault{{Empty: true, Times: 1}}, "100000-149999 100000-149999"},
 		{"stall", []imgtest.Fault{{Short: 20_000, Stall: true, Times: 1}}, "100000-149999 120000-149999"},
 		{"range ignored", []imgtest.Fault{{IgnoreRange: true, Times: 1}}, "100000-149999"},
 		{"range ignored, and cut", []imgtest.Fault{{IgnoreRange: true, Short: 120_000, Times: 1}}, "100000-149999 "},
@@ -67,7 +67,7 @@ func TestRange(t *testing.T) {
 		{"no total", []imgtest.Fault{{ContentRange: "bytes 100000-149999/*", Times: 1}}, "100000-149999"},
 		{"416", []imgtest.Fault{{Status: 416, Times: 1}}, "100000-149999 "},
 		{"400 to a range", []imgtest.Fault{{Status: 400, Times: 1}}, "-"},
-		{"500 twice", []imgtest.Fault{{Status: 500, Times: 2}}, "100000-149999 100000-149999 100000-149999"},
+		{"500", []imgtest.Fault{{Status: 500, Times: 1}}, "100000-149999 100000-149999"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -132,8 +132,9 @@ func TestRangesShareConnections(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := reg.Connections(); n > 4 {
-		t.Errorf("%d connections for 4 readers", n)
+	// A request may find an idle connection while one is dialled for it.
+	if n := reg.Connections(); n > 8 {
+		t.Errorf("%d connections for 30 ranges by 4 readers", n)
 	}
 	if rtt, rate := b.Link(); rtt <= 0 || rtt > time.Minute || rate != 0 {
 		t.Errorf("measured %v, %v of small ranges", rtt, rate)

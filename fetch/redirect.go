@@ -84,9 +84,9 @@ func signedUntil(q url.Values) (time.Time, bool) {
 
 // direct asks u, to where the endpoint redirected before, with nothing but
 // what header says.
-func (e *endpoint) direct(ctx context.Context, u *url.URL, header http.Header) (*http.Response, error) {
+func (e *endpoint) direct(ctx context.Context, u *url.URL, header http.Header, brief bool) (*http.Response, error) {
 	h := e.c.host(u.Host)
-	if err := h.wait(ctx, u.Host, e.c.opts.MaxWait); err != nil {
+	if err := h.wait(ctx, u.Host, e.c.maxWait(brief)); err != nil {
 		return nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)

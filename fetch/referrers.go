@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -64,20 +65,43 @@ func (c *Client) Referrers(ctx context.Context, ref Reference, subject id.Blob, 
 }
 
 // referrersOf asks one endpoint, by API or tag. It fails with 404 if there is
-// nothing, so that another endpoint is asked.
+// nothing, so that another endpoint is asked. Whether the server has the API
+// is not known at first: then both are asked at a time, which saves a round
+// trip to those that have not.
 func (e *endpoint) referrersOf(ctx context.Context, ref Reference, subject id.Blob, artifactType string) ([]v1.Descriptor, error) {
-	if e.state.hasReferrers() {
-		list, err := e.referrersAPI(ctx, ref, subject, artifactType)
-		if !lacksReferrers(err) {
-			return list, err
+	tag := func(ctx context.Context) ([]v1.Descriptor, error) {
+		x, err := e.referrersTag(ctx, ref, subject)
+		if err != nil {
+			return nil, err
 		}
-		e.state.sawNoReferrers()
+		return x.Manifests, nil
 	}
-	x, err := e.referrersTag(ctx, ref, subject)
-	if err != nil {
-		return nil, err
+	has := e.state.referrers()
+	if has == absent {
+		return tag(ctx)
 	}
-	return x.Manifests, nil
+	var tagged []v1.Descriptor
+	var terr error
+	var wg sync.WaitGroup
+	tctx, cancel := context.WithCancel(ctx)
+	defer wg.Wait()
+	defer cancel()
+	if has == unknown {
+		wg.Go(func() { tagged, terr = tag(tctx) })
+	}
+	list, err := e.referrersAPI(ctx, ref, subject, artifactType)
+	if !lacksReferrers(err) {
+		if err == nil {
+			e.state.sawReferrers(present)
+		}
+		return list, err
+	}
+	e.state.sawReferrers(absent)
+	if has == present {
+		return tag(ctx)
+	}
+	wg.Wait()
+	return tagged, terr
 }
 
 // lacksReferrers reports whether err means that the server knows no such API:
@@ -162,16 +186,28 @@ func (e *endpoint) referrersTag(ctx context.Context, ref Reference, subject id.B
 	return doc.index, nil
 }
 
-func (h *host) hasReferrers() bool {
+// capability is whether a server has something.
+type capability int
+
+const (
+	unknown capability = iota
+	present
+	absent
+)
+
+func (h *host) referrers() capability {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return !time.Now().Before(h.noRefs)
+	if h.refs == absent && time.Now().After(h.refsUntil) {
+		return unknown
+	}
+	return h.refs
 }
 
-func (h *host) sawNoReferrers() {
+func (h *host) sawReferrers(c capability) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.noRefs = time.Now().Add(refsFor)
+	h.refs, h.refsUntil = c, time.Now().Add(refsFor)
 }
 
 // FetchManifest gets any manifest of ref's repository by its digest, and

@@ -29,6 +29,9 @@ type request struct {
 	// once sends it a single time, as what it does cannot be done twice; a
 	// stale token is still renewed.
 	once bool
+	// brief is for who has patience of his own, and wants to know soon: one
+	// further try, and no long waits.
+	brief bool
 	// patient keeps trying where nobody answers at all: for what was under
 	// way already.
 	patient bool
@@ -41,7 +44,7 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 	renewed := false
 	header := e.auth.header(ctx, r.repository)
 	for try := 0; ; try++ {
-		if err := e.state.wait(ctx, e.host, e.c.opts.MaxWait); err != nil {
+		if err := e.state.wait(ctx, e.host, e.c.maxWait(r.brief)); err != nil {
 			return nil, err
 		}
 		resp, err := e.once(ctx, r, header)
@@ -87,7 +90,7 @@ func (e *endpoint) do(ctx context.Context, r request) (*http.Response, error) {
 		// Who asks for something new should not wait minutes for a server
 		// that says nothing.
 		silent := !r.patient && isTimeout(err) && try > 0
-		if silent || r.once || try >= max(0, e.c.opts.MaxRetry) {
+		if silent || r.once || try >= e.c.tries(r.brief) {
 			return nil, err
 		}
 		e.c.opts.Logger.Debug("request again", "host", e.host, "what", r.what, "err", plainError(err))
@@ -248,6 +251,24 @@ func (h *host) wait(ctx context.Context, name string, limit time.Duration) error
 			return err
 		}
 	}
+}
+
+// Who is brief has one further try and waits no longer than this.
+const briefWait = 2 * time.Second
+
+func (c *Client) maxWait(brief bool) time.Duration {
+	if brief {
+		return min(c.opts.MaxWait, briefWait)
+	}
+	return c.opts.MaxWait
+}
+
+// tries returns how many further tries there are.
+func (c *Client) tries(brief bool) int {
+	if brief {
+		return min(1, max(0, c.opts.MaxRetry))
+	}
+	return max(0, c.opts.MaxRetry)
 }
 
 // backoff waits before try number try+1: doubling, at most 30 s, with half of

@@ -77,6 +77,7 @@ type blobReader struct {
 	b       *Blob
 	c       *Client
 	sources []*source // those not given up, the current one first
+	brief   bool      // the caller has patience of his own
 	whole   bool      // nobody gives ranges, and the caller could know
 	start   int64     // of the run
 	off     int64     // of the next byte to give
@@ -141,7 +142,7 @@ func (r *blobReader) ask(ctx context.Context, s *source) (io.ReadCloser, error) 
 	if ranged {
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.off, r.end-1))
 	}
-	resp, err := s.get(ctx, header, r.off > r.start)
+	resp, err := s.get(ctx, header, manner{patient: r.off > r.start, brief: r.brief})
 	if err != nil {
 		if ranged && (statusOf(err) == http.StatusRequestedRangeNotSatisfiable || statusOf(err) == http.StatusBadRequest) {
 			s.state.sawNoRange()
@@ -287,7 +288,7 @@ func (r *blobReader) resume(cause error) error {
 	}
 	s := r.sources[0]
 	switch {
-	case r.tries >= max(0, r.c.opts.MaxRetry):
+	case r.tries >= r.c.tries(r.brief):
 		if r.next(); len(r.sources) == 0 {
 			return fault.WithHint(fault.New(fault.Network, "layer %s: registry %s: transfer broke at byte %d of %d: %w",
 				r.b.layer.Blob.Short(), s.host, r.off, r.b.layer.Size, plainError(cause)),
