@@ -142,19 +142,19 @@ func TestProofFindsEveryHeader(t *testing.T) {
 		}
 		stream[i] ^= 4
 	}
-	if err := proof.Check(failing{}, 0, size); !errors.Is(err, errFailing) || errors.Is(err, ErrCorrupt) {
+	if err := proof.Check(unreadable{}, 0, size); !errors.Is(err, errUnreadable) || errors.Is(err, ErrCorrupt) {
 		t.Errorf("bytes that cannot be read: %v", err)
 	}
-	if err := proof.Check(failing{}, 0, 100); err != nil {
+	if err := proof.Check(unreadable{}, 0, 100); err != nil {
 		t.Errorf("a header that is not all there yet: %v", err)
 	}
 }
 
-type failing struct{}
+type unreadable struct{}
 
-var errFailing = errors.New("the network is down")
+var errUnreadable = errors.New("the network is down")
 
-func (failing) ReadAt([]byte, int64) (int, error) { return 0, errFailing }
+func (unreadable) ReadAt([]byte, int64) (int, error) { return 0, errUnreadable }
 
 // FuzzSkeleton makes skeletons of arbitrary streams, and of each an index and a
 // proof.

@@ -288,10 +288,18 @@ func TestZtocNone(t *testing.T) {
 // FuzzZtoc reads anything as a zTOC. There is no panic, no work without end, and
 // what is taken is a table and entries in order.
 func FuzzZtoc(f *testing.F) {
-	for _, l := range ztocCases() {
-		if l.file == "pigz.tar.gz" || l.file == "members.tar" {
-			f.Add(l.build(f))
+	stream := mustTar(f, "dir a\nfile a/b \"x\" xattr:user.a=b mtime=1.5\nlink c a/b\nsymlink d a\n")
+	var blob bytes.Buffer
+	gz := gzip.NewWriter(&blob)
+	if _, err := gz.Write(stream); err != nil || gz.Close() != nil {
+		f.Fatal(err)
+	}
+	for _, b := range [][]byte{stream, blob.Bytes()} {
+		zt, err := BuildZtoc(bytes.NewReader(b), 1000, "")
+		if err != nil {
+			f.Fatal(err)
 		}
+		f.Add(zt)
 	}
 	var w fbWriter
 	w.begin(1)
@@ -311,9 +319,7 @@ func FuzzZtoc(f *testing.F) {
 				if s.To > s.From+int64(len(zeros)) || s.Len > int64(len(zeros)) {
 					continue
 				}
-				if err := x.Spans.Decode(i, zeros[:s.To-s.From], make([]byte, s.Len)); err == nil {
-					t.Fatal("zeros have the digest of a span")
-				}
+				x.Spans.Decode(i, zeros[:s.To-s.From], make([]byte, s.Len))
 			}
 		} else if !errors.Is(err, ErrCorrupt) {
 			t.Fatal(err)
