@@ -105,7 +105,7 @@ func readChunked(frames []byte, d Descriptor, p place) (*Index, error) {
 			return nil, err
 		}
 	}
-	z, err := zstd.NewReader(bytes.NewReader(frames), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxTOC), zstd.WithDecoderMaxWindow(maxTOC))
+	z, err := zstd.NewReader(bytes.NewReader(frames), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxTOC))
 	if err != nil {
 		return nil, err
 	}

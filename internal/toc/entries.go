@@ -217,14 +217,12 @@ func (t *table) index(x Index, codec span.Codec, blobSize, limit int64) (*Index,
 	if t.prefetch > 0 {
 		x.Prefetch = []Range{{0, t.prefetch}}
 	}
-	entries := t.entries
 	x.Fill = func(to *layertar.Indexer) error {
-		for i := range entries {
-			if err := to.Add(&entries[i]); err != nil {
+		for i := range t.entries {
+			if err := to.Add(&t.entries[i]); err != nil {
 				return err
 			}
 		}
-		entries = nil
 		to.SetSize(x.DataSize)
 		return nil
 	}

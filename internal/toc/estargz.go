@@ -43,7 +43,7 @@ func openEstargz(ctx context.Context, b Blob, d Descriptor) (*Index, error) {
 }
 
 // OpenExternal reads an eStargz layer whose TOC is a blob of its own: the layer
-// of the image whose tag has "-esgztoc" behind it, see [ExternalError].
+// of the image whose tag has "-esgztoc" behind it, see [ErrExternal].
 func OpenExternal(d Descriptor, toc []byte) (*Index, error) {
 	x, err := readEstargz(toc, d, d.Size)
 	if err != nil {

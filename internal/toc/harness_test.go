@@ -199,7 +199,7 @@ dir ./ mode=0755 mtime=1700000000
 dir bin mode=0755 uid=1 gid=2
 file bin/sh "#!/bin/x\n" mode=04755 mtime=1700000001
 file empty
-file big size=9000001 mtime=1700000002
+file big size=4500001 mtime=1700000002
 file bin/middle size=70000 xattr:security.capability="\x01\x00\x00\x02\x00 \x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" xattr:user.a=b
 symlink lib usr/lib mtime=1700000003
 link bin/ash bin/sh

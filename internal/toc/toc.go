@@ -114,7 +114,7 @@ type Index struct {
 	Spans    *span.Table
 	DataSize int64 // bytes of the data file
 
-	// Fill enters all entries into x, and the size of the data. It is called once.
+	// Fill enters all entries into x, and the size of the data.
 	Fill func(x *layertar.Indexer) error
 
 	// Proof compares what is fetched with what an index from beside the image

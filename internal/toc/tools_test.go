@@ -115,7 +115,7 @@ dir ./ mode=0755 mtime=1700000000
 dir bin mode=0755 mtime=1700000009
 file bin/sh "#!/bin/x\n" mode=04755 mtime=1700000001
 file empty mtime=5
-file big size=9000001 mtime=1700000002
+file big size=4500001 mtime=1700000002
 file bin/middle size=70000 xattr:user.a=b mode=0600 uid=7 gid=8 mtime=1700000001
 symlink lib usr/lib mtime=1700000003
 link bin/ash bin/sh mode=04755 mtime=1700000001
@@ -174,6 +174,9 @@ link bin/ash bin/sh mode=04755 mtime=1700000001
 		x, err := Open(t.Context(), &memBlob{b: out.Bytes()}, w.descriptor())
 		if err != nil {
 			t.Fatal(err)
+		}
+		if name == "estargz" && (len(x.Prefetch) != 1 || x.Prefetch[0] != (Range{0, 70144})) {
+			t.Errorf("prefetch %v", x.Prefetch)
 		}
 		compare(t, asPodman(list(t, x, out.Bytes())), asPodman(asStargz(unpacked)))
 	}

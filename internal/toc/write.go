@@ -4,13 +4,17 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"path"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/vbatts/tar-split/archive/tar"
 )
 
 // Media types of what is written.
@@ -28,19 +32,30 @@ type Written struct {
 	Annotations map[string]string
 }
 
+// ErrUnfit says that a layer has what a table of contents cannot express: it
+// would lie, and its readers would not notice or refuse it. The layer can be
+// left as it is.
+var ErrUnfit = errors.New("the format cannot express this layer")
+
+// errTwice: readers of a table of contents disagree on which one counts.
+var errTwice = fmt.Errorf("%w: the tar has it twice", ErrUnfit)
+
 // WriteEstargz writes the uncompressed tar as an eStargz layer to w. The files
 // of prefetch, in their order, come before all others and are marked as what a
 // mount fetches at once; one that is not in the tar is ignored. The tar inside
 // is another one than before: in another order, with the table of contents and
 // a landmark as further files.
-func WriteEstargz(ctx context.Context, w io.Writer, tar *io.SectionReader, prefetch []string) (*Written, error) {
-	if tar.Size() == 0 { // not even an end of archive: the module would take it for gzip
-		return nil, fmt.Errorf("%s: an empty layer has no table of contents", Estargz)
+func WriteEstargz(ctx context.Context, w io.Writer, stream *io.SectionReader, prefetch []string) (*Written, error) {
+	if err := fit(stream); err != nil {
+		return nil, fmt.Errorf("%s: %w", Estargz, err)
 	}
 	var missed []string
-	blob, err := estargz.Build(tar, estargz.WithContext(ctx), estargz.WithCompressionLevel(gzip.DefaultCompression),
+	blob, err := estargz.Build(stream, estargz.WithContext(ctx), estargz.WithCompressionLevel(gzip.DefaultCompression),
 		estargz.WithPrioritizedFiles(prefetch), estargz.WithAllowPrioritizeNotFound(&missed))
 	if err != nil {
+		if ctx.Err() != nil { // which the module does not wrap
+			err = context.Cause(ctx)
+		}
 		return nil, fmt.Errorf("%s: %w", Estargz, err)
 	}
 	out := newOutput(w)
@@ -59,6 +74,38 @@ func WriteEstargz(ctx context.Context, w io.Writer, tar *io.SectionReader, prefe
 		noteTOCDigest: blob.TOCDigest().String(),
 		noteTarSize:   strconv.FormatInt(size, 10),
 	}), nil
+}
+
+// fit says why a table of contents cannot express a tar, if it cannot.
+func fit(stream *io.SectionReader) error {
+	if stream.Size() == 0 {
+		return fmt.Errorf("%w: there is nothing in it", ErrUnfit)
+	}
+	r := tar.NewReader(io.NewSectionReader(stream, 0, stream.Size())) // seeks over payload
+	seen := map[string]bool{}
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		regular := h.Typeflag == tar.TypeReg
+		name := path.Clean("/" + h.Name)
+		_, err = newMetadata(h)
+		switch {
+		case err != nil:
+		case seen[name]:
+			err = errTwice
+		case regular && strings.HasSuffix(h.Name, "/") || !regular && h.Size != 0:
+			err = fmt.Errorf("%w: a header of type %q that has the name or data of another", ErrUnfit, h.Typeflag)
+		}
+		if err != nil {
+			return fmt.Errorf("%.200q: %w", h.Name, err)
+		}
+		seen[name] = true
+	}
 }
 
 // output counts and hashes a blob on its way.

@@ -26,8 +26,8 @@ import (
 const chunkSize = 1 << 20
 
 // WriteZstdChunked writes the uncompressed tar as a zstd:chunked layer of
-// containers/storage's dialect to w. The tar inside is the same. A tar that the
-// dialect cannot express, so that its readers would refuse it, is an error.
+// containers/storage's dialect to w. The tar inside is the same. What the
+// dialect's readers would refuse is [ErrUnfit].
 func WriteZstdChunked(ctx context.Context, w io.Writer, stream io.Reader) (*Written, error) {
 	out := newOutput(w)
 	c := &chunkedWriter{out: out, diff: sha256.New(), chunk: make([]byte, chunkSize)}
@@ -155,7 +155,7 @@ func (c *chunkedWriter) file(h *tar.Header, r io.Reader) error {
 	}
 	s.SetName(h.Name)
 	if _, err := c.split.AddEntry(s); errors.Is(err, storage.ErrDuplicatePath) {
-		return errors.New("the tar has it twice, which this format cannot express")
+		return errTwice
 	} else if err != nil {
 		return err
 	}
@@ -214,14 +214,14 @@ func newMetadata(h *tar.Header) (fileMetadata, error) {
 		Devmajor: h.Devmajor, Devminor: h.Devminor,
 	}
 	if e.Type == "" {
-		return e, fmt.Errorf("an entry of type %q, which this format cannot express", h.Typeflag)
+		return e, fmt.Errorf("%w: an entry of type %q", ErrUnfit, h.Typeflag)
 	}
 	if !utf8.ValidString(h.Name) || !utf8.ValidString(h.Linkname) {
-		return e, errors.New("a name that is not UTF-8, which this format cannot express")
+		return e, fmt.Errorf("%w: a name that is not UTF-8", ErrUnfit)
 	}
 	for _, t := range []*time.Time{e.ModTime, e.AccessTime, e.ChangeTime} {
 		if t != nil && (t.UTC().Year() < 0 || t.UTC().Year() > 9999) {
-			return e, errors.New("a time that has no four digits for the year, which this format cannot express")
+			return e, fmt.Errorf("%w: the time %v", ErrUnfit, t)
 		}
 	}
 	for key, value := range h.PAXRecords {
@@ -234,7 +234,7 @@ func newMetadata(h *tar.Header) (fileMetadata, error) {
 			}
 			e.Xattrs[name] = []byte(value)
 		case space == "GNU" || space == "SCHILY" || space == "LIBARCHIVE": // sparse files, sockets, large device numbers
-			return e, fmt.Errorf("a header with %.64q, which this format cannot express", key)
+			return e, fmt.Errorf("%w: a header with %.64q", ErrUnfit, key)
 		}
 	}
 	return e, nil
