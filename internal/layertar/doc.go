@@ -4,6 +4,9 @@
 // An [Indexer] is pushed the uncompressed stream, in order, in pieces of any
 // size. It keeps headers, names and attributes, never payload: a file's data
 // stays where the tar has it, at a 512-byte border, and the index points there.
+// Where there is no stream but a table of contents, its entries are added
+// instead, by the same rules ([Indexer.Add]). What a stream has beside payload
+// can be kept, and written again later without the payload ([Indexer.Record]).
 //
 // # Terms
 //
