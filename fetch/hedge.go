@@ -40,14 +40,14 @@ func (r *blobReader) stall(h *host) time.Duration {
 // answer is what one of two sources said.
 type answer struct {
 	from *source
-	body io.ReadCloser
-	err  error
+	begun
+	err error
 }
 
 // first returns the body of the current source, or that of the second one if
 // the current one is slow and is overtaken. The source that answered, be it
 // with an error, is the current one then.
-func (r *blobReader) first() (io.ReadCloser, error) {
+func (r *blobReader) first() (begun, error) {
 	if len(r.sources) == 1 {
 		return r.ask(r.ctx, r.sources[0])
 	}
@@ -57,14 +57,15 @@ func (r *blobReader) first() (io.ReadCloser, error) {
 	ask := func(s *source) {
 		ctx, cancel := context.WithCancel(r.ctx)
 		stop[s] = cancel
+		asker := *r // r goes on while the slower of two is still asked
 		go func() {
-			body, err := r.ask(ctx, s)
+			got, err := asker.ask(ctx, s)
 			if err == nil {
-				body = &canceled{body, cancel}
+				got.body = &canceled{got.body, cancel}
 			} else {
 				cancel()
 			}
-			answers <- answer{s, body, err}
+			answers <- answer{s, got, err}
 		}()
 	}
 	ask(slow)
@@ -92,7 +93,7 @@ func (r *blobReader) first() (io.ReadCloser, error) {
 				r.b.overtaken(slow)
 			}
 			r.sources = slices.Insert(r.sources, 0, a.from)
-			return a.body, a.err
+			return a.begun, a.err
 		}
 	}
 }

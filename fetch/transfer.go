@@ -104,9 +104,10 @@ func (r *blobReader) connect() error {
 	var last error
 	var host string
 	for len(r.sources) > 0 {
-		body, err := r.first()
+		got, err := r.first()
 		if err == nil {
-			r.body = body
+			r.body = got.body
+			r.b.gives(r.sources[0], r.off, r.end, got.host)
 			return nil
 		}
 		if r.ctx.Err() != nil {
@@ -132,10 +133,15 @@ func (r *blobReader) next() {
 	r.tries, r.mark = 0, r.off
 }
 
+// begun is an answer that is what was asked for.
+type begun struct {
+	body io.ReadCloser
+	host *host // who sends it
+}
+
 // ask sends one request for the rest of the run and checks that the answer is
-// just that. It changes nothing in r, so that two sources can be asked at a
-// time.
-func (r *blobReader) ask(ctx context.Context, s *source) (io.ReadCloser, error) {
+// just that. It changes nothing in r.
+func (r *blobReader) ask(ctx context.Context, s *source) (begun, error) {
 	all := r.off == 0 && r.end == r.b.layer.Size
 	ranged := !all && s.state.ranges()
 	header := http.Header{}
@@ -148,7 +154,7 @@ func (r *blobReader) ask(ctx context.Context, s *source) (io.ReadCloser, error) 
 			s.state.sawNoRange()
 			return r.ask(ctx, s)
 		}
-		return nil, err
+		return begun{}, err
 	}
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && ranged:
@@ -157,35 +163,36 @@ func (r *blobReader) ask(ctx context.Context, s *source) (io.ReadCloser, error) 
 			s.state.sawNoRange()
 			return r.ask(ctx, s)
 		}
-		return r.transfer(resp, s), nil
+		return r.transfer(resp), nil
 	case resp.StatusCode == http.StatusOK:
 		if ranged {
 			s.state.sawNoRange()
 		}
-		return r.rest(resp, s)
+		return r.rest(resp)
 	}
 	resp.Body.Close()
-	return nil, fmt.Errorf("%w: status %d", errMismatch, resp.StatusCode)
+	return begun{}, fmt.Errorf("%w: status %d", errMismatch, resp.StatusCode)
 }
 
-// transfer begins to read an answer that is what was asked for.
-func (r *blobReader) transfer(resp *http.Response, s *source) io.ReadCloser {
+// transfer begins to read an answer.
+func (r *blobReader) transfer(resp *http.Response) begun {
 	h := r.c.host(resp.Request.URL.Host)
-	r.b.gives(s, r.off, r.end, h)
-	return &meter{ReadCloser: newStallReader(resp.Body, r.stall(h)), host: h, began: time.Now()}
+	return begun{&meter{ReadCloser: newStallReader(resp.Body, r.stall(h)), host: h, began: time.Now()}, h}
 }
 
 // rest checks a whole blob's length and returns what was not given yet.
-func (r *blobReader) rest(resp *http.Response, s *source) (io.ReadCloser, error) {
+func (r *blobReader) rest(resp *http.Response) (begun, error) {
 	if n := resp.ContentLength; n >= 0 && n != r.b.layer.Size {
 		resp.Body.Close()
-		return nil, fmt.Errorf("%w: it has %d bytes, the manifest says %d", errMismatch, n, r.b.layer.Size)
+		return begun{}, fmt.Errorf("%w: it has %d bytes, the manifest says %d", errMismatch, n, r.b.layer.Size)
 	}
 	if r.off == r.start && r.off > maxWaste && !r.whole {
 		resp.Body.Close()
-		return nil, errNoRange
+		return begun{}, errNoRange
 	}
-	return &tailReader{r.transfer(resp, s), r.off}, nil
+	got := r.transfer(resp)
+	got.body = &tailReader{got.body, r.off}
+	return got, nil
 }
 
 // tailReader drops the first bytes of a body. It does so within Read, so that
