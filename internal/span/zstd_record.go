@@ -36,6 +36,8 @@ const (
 	zstdChunk = 256 << 10
 )
 
+var errTooLong = fmt.Errorf("no decoder can begin within %d MiB", MaxSpan>>20)
+
 // zstdRecorder finds checkpoints in a zstd stream while a decoder reads it. It
 // scans the blocks in a goroutine of its own: what goes into the decoder and
 // what comes out are sent there. The pass owns it.
@@ -66,8 +68,9 @@ type zstdPiece struct{ in, out []byte }
 // only when every entropy table that earlier blocks left behind was replaced
 // (needs is empty): the mark is then settled. If a block takes over one before
 // that, the marks since the last settled one were none, and what was theirs
-// becomes part of that one's span. Of a recorder's marks the first is settled,
-// the last is the one whose span goes on; both are fed.
+// becomes part of that one's span. Of a recorder's marks the first is settled
+// (unless the others could not be folded into it any more), the last is the one
+// whose span goes on; both are fed.
 type zstdMark struct {
 	block  zscan.Block // the first one; Refs not valid
 	needs  zscan.Tables
@@ -290,8 +293,8 @@ func (r *zstdRecorder) block(b *zscan.Block) error {
 	if first := r.marks[0]; first != m {
 		r.feed(first, b)
 	}
-	if m.needs &^= b.Sets; b.First || m.needs == 0 {
-		m.needs = 0
+	m.needs &^= b.Sets
+	if m.needs == 0 || b.Off-r.marks[0].block.Off > MaxSpan { // or it is too late to fold
 		if err := r.settle(len(r.marks) - 1); err != nil {
 			return err
 		}
@@ -368,18 +371,18 @@ func (r *zstdRecorder) collect(m *zstdMark) {
 	r.refs = r.refs[:0]
 }
 
-// fold makes the spans of all marks part of the first one's.
+// fold makes the spans of all marks part of the first one's, which is settled.
 func (r *zstdRecorder) fold() error {
 	first := r.marks[0]
+	if first.needs != 0 || r.history.end()-first.block.Off > MaxSpan {
+		return errTooLong
+	}
 	r.collect(r.last())
 	for _, m := range r.marks[1:] {
 		first.pieces = append(first.pieces, m.pieces...)
 	}
 	clear(r.marks[1:])
 	r.marks = r.marks[:1]
-	if r.history.end()-first.block.Off > MaxSpan {
-		return fmt.Errorf("no decoder can begin within %d MiB", MaxSpan>>20)
-	}
 	return nil
 }
 
@@ -409,7 +412,7 @@ func (r *zstdRecorder) enter(m *zstdMark) error {
 		return nil // empty frames
 	}
 	if m.entry.Len > MaxSpan {
-		return fmt.Errorf("no decoder can begin within %d MiB", MaxSpan>>20)
+		return errTooLong
 	}
 	if !m.block.First {
 		state, err := m.state()
@@ -431,37 +434,39 @@ func (r *zstdRecorder) enter(m *zstdMark) error {
 
 // state returns what a decoder has to know at the mark, but for the checksum.
 func (m *zstdMark) state() (*zstdState, error) {
-	window, err := windowDescriptor(m.block.Window)
-	if err != nil {
-		return nil, err
-	}
-	s := &zstdState{window: window, checksum: m.block.Checksum, repeat: m.block.Repeat}
+	s := &zstdState{checksum: m.block.Checksum, repeat: m.block.Repeat}
 	slices.SortFunc(m.pieces, func(a, b zstdBytes) int { return cmp.Compare(a.off, b.off) })
-	at := int64(-1) // end of the last run
+	begin, end := m.block.Off, int64(0) // of the window so far
 	for _, p := range m.pieces {
-		if end := p.off + int64(len(p.b)); end > m.block.Off {
-			p.b = p.b[:max(0, m.block.Off-p.off)]
-		}
-		if at >= 0 && p.off < at {
-			p.b = p.b[min(at-p.off, int64(len(p.b))):]
-			p.off = at
+		p.b = p.b[:min(int64(len(p.b)), max(0, m.block.Off-p.off))]
+		if p.off < end {
+			p.b = p.b[min(int64(len(p.b)), end-p.off):]
+			p.off = end
 		}
 		if len(p.b) == 0 {
 			continue
 		}
-		if at >= 0 && p.off == at {
-			s.runs[len(s.runs)-1].used += uint64(len(p.b))
-		} else {
-			if at >= 0 {
-				s.runs[len(s.runs)-1].gap = uint64(p.off - at)
-			}
+		n := len(s.runs)
+		switch {
+		case n > 0 && p.off == end:
+			s.runs[n-1].used += uint64(len(p.b))
+		case n > 0:
+			s.runs[n-1].gap = uint64(p.off - end)
+			s.runs = append(s.runs, zstdRun{used: uint64(len(p.b))})
+		default:
+			begin = p.off
 			s.runs = append(s.runs, zstdRun{used: uint64(len(p.b))})
 		}
 		s.bytes = append(s.bytes, p.b...)
-		at = p.off + int64(len(p.b))
+		end = p.off + int64(len(p.b))
 	}
-	if at >= 0 {
-		s.runs[len(s.runs)-1].gap = uint64(m.block.Off - at)
+	if n := len(s.runs); n > 0 {
+		s.runs[n-1].gap = uint64(m.block.Off - end)
 	}
-	return s, nil
+	// No match reaches further back than the window's beginning, so a decoder
+	// need not have the frame's whole window; its blocks may be large, though.
+	window := max(m.entry.Off+m.entry.Len-begin, int64(slices.Max(s.repeat[:])), zscan.MaxBlock)
+	var err error
+	s.window, err = windowDescriptor(min(window, m.block.Window))
+	return s, err
 }
