@@ -123,7 +123,7 @@ func check(t *testing.T, table *Table, blob, want []byte) {
 // can be had again, one by one.
 func TestGzip(t *testing.T) {
 	t.Parallel()
-	data := sample(2 << 20)
+	data := sample(1_300_000)
 	members := func(size int, level int, header gzip.Header) []byte {
 		var b bytes.Buffer
 		for off := 0; off < len(data); off += size {
@@ -157,7 +157,7 @@ func TestGzip(t *testing.T) {
 		w.Close()
 		return b.Bytes()
 	}
-	long := strings.Repeat("n", 100_000)
+	long := strings.Repeat("n", 20_000)
 	for _, tt := range []struct {
 		name string
 		slow bool // only the beginning
