@@ -15,7 +15,7 @@ import (
 
 const (
 	blockSize  = 512     // of a tar, and of the places of payloads in a packed data file
-	maxEntries = 8 << 20 // of a TOC, chunks included
+	maxEntries = 2 << 20 // of a TOC, chunks included: a quarter of a kilobyte each
 	maxData    = 2 << 40 // bytes of a data file; what an index can address is a bit less
 )
 

@@ -2,12 +2,14 @@ package toc
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"io"
 	"strings"
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/externaltoc"
 	"github.com/imgfs/imgfs/internal/imgtest"
 )
 
@@ -116,5 +118,34 @@ func TestEstargzCorpus(t *testing.T) {
 	}
 	if read < 50 {
 		t.Errorf("only %d layers read", read)
+	}
+}
+
+// TestEstargzExternal reads a layer whose TOC is a blob of its own.
+func TestEstargzExternal(t *testing.T) {
+	z := externaltoc.NewGzipCompressionWithLevel(nil, gzip.DefaultCompression).(*externaltoc.GzipCompression)
+	blob, d, err := buildEstargz(t, tarOf(t, "dir d\nfile d/a size=100000\nfile last \"end\""), estargz.WithCompression(z))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), &memBlob{b: blob}, d); !errors.Is(err, ErrExternal) || !errors.Is(err, ErrNone) {
+		t.Fatal(err)
+	}
+	var toc bytes.Buffer
+	if _, err := z.WriteTOCTo(&toc); err != nil {
+		t.Fatal(err)
+	}
+	x, err := OpenExternal(d, toc.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := listTar(gunzip(t, blob))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, list(t, x, blob), asStargz(want))
+	d.Annotations[noteTOCDigest] = aSum
+	if _, err := OpenExternal(d, toc.Bytes()); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("another TOC than was promised: %v", err)
 	}
 }
