@@ -33,6 +33,11 @@ type Options struct {
 	Timeout     time.Duration // until a response's header is there; 0 = 30 s
 	Stall       time.Duration // a body without a byte for so long is broken; 0 = 30 s
 
+	// Hedge is the least time that a mirror has to begin its answer before the
+	// next one is asked as well; 0 = 100 ms, negative = for ever. One that is
+	// known to be far away has several of its usual round trips.
+	Hedge time.Duration
+
 	// Proxy chooses the proxy of a request; nil = from the environment.
 	Proxy func(*http.Request) (*url.URL, error)
 	// Dial opens connections; nil = net.Dialer with DialTimeout.
@@ -54,6 +59,9 @@ func (o Options) withDefaults() Options {
 	setDuration(&o.DialTimeout, 15*time.Second)
 	setDuration(&o.Timeout, 30*time.Second)
 	setDuration(&o.Stall, 30*time.Second)
+	if o.Hedge == 0 {
+		o.Hedge = 100 * time.Millisecond
+	}
 	if o.Proxy == nil {
 		o.Proxy = http.ProxyFromEnvironment
 	}

@@ -3,28 +3,31 @@ package fetch
 import (
 	"context"
 	"io"
+	"math"
 	"slices"
 	"time"
 )
 
 // A source is slow when it takes hedgeFactor times its usual round trip to
-// begin its answer, or stallFactor times to go on with it; but never before
-// hedgeFloor, stallFloor. One that nobody knows has hedgeUnknown.
+// begin its answer, or stallFactor times to go on with it, but never before
+// Options.Hedge, or stallFloor. One that nobody knows has hedgeUnknown.
 const (
 	hedgeFactor  = 4
-	hedgeFloor   = 100 * time.Millisecond
 	hedgeUnknown = time.Second
 	stallFactor  = 20
 	stallFloor   = 2 * time.Second
 )
 
 // patience is how long a source may take to begin before another is asked.
-func patience(s *source) time.Duration {
+func (r *blobReader) patience(s *source) time.Duration {
+	if r.c.opts.Hedge < 0 {
+		return math.MaxInt64
+	}
 	rtt, _ := s.state.link()
 	if rtt == 0 {
-		return hedgeUnknown
+		return max(r.c.opts.Hedge, hedgeUnknown)
 	}
-	return max(hedgeFloor, hedgeFactor*rtt)
+	return max(r.c.opts.Hedge, hedgeFactor*rtt)
 }
 
 // stall is how long a body may say nothing: where another source is left, not
@@ -69,7 +72,7 @@ func (r *blobReader) first() (begun, error) {
 		}()
 	}
 	ask(slow)
-	timer := time.NewTimer(patience(slow))
+	timer := time.NewTimer(r.patience(slow))
 	defer timer.Stop()
 	for {
 		select {

@@ -169,15 +169,13 @@ func TestBlameAlone(t *testing.T) {
 // while.
 func TestHedge(t *testing.T) {
 	t.Parallel()
-	servers, b, layer := mirrored(t, options(t))
+	o := options(t)
+	o.Hedge = time.Second
+	servers, b, layer := mirrored(t, o)
 	wantRange(t, b, 5, layer[5:100])
 	counts(servers)
 	servers[0].Inject(imgtest.Fault{On: imgtest.KindBlob, Delay: time.Hour, Times: 1})
-	start := time.Now()
 	wantRange(t, b, 5, layer[5:100])
-	if d := time.Since(start); d > 10*time.Second {
-		t.Errorf("took %v", d)
-	}
 	if n := counts(servers); n != [3]int{1, 1, 0} {
 		t.Errorf("asked %v", n)
 	}
@@ -191,7 +189,7 @@ func TestHedge(t *testing.T) {
 		t.Errorf("asked %v", n)
 	}
 	// The one that hurries to help fails: the slow one is waited for.
-	servers[0].Inject(imgtest.Fault{On: imgtest.KindBlob, Delay: time.Second, Times: 1})
+	servers[0].Inject(imgtest.Fault{On: imgtest.KindBlob, Delay: 2 * time.Second, Times: 1})
 	servers[1].Inject(imgtest.Fault{On: imgtest.KindBlob, Status: 404, Times: 1})
 	wantRange(t, b, 5, layer[5:100])
 	if n := counts(servers); n != [3]int{1, 1, 0} {
@@ -199,7 +197,7 @@ func TestHedge(t *testing.T) {
 	}
 	// Both are slow, and both fail.
 	for _, s := range servers[:2] {
-		s.Inject(imgtest.Fault{On: imgtest.KindBlob, Delay: 500 * time.Millisecond, Status: 404, Times: 1})
+		s.Inject(imgtest.Fault{On: imgtest.KindBlob, Delay: 2 * time.Second, Status: 404, Times: 1})
 	}
 	wantRange(t, b, 5, layer[5:100])
 	if n := counts(servers); n != [3]int{1, 1, 1} {
