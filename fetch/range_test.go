@@ -5,12 +5,16 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/imgtest"
 )
 
@@ -45,7 +49,7 @@ func asked(reg *imgtest.Registry, kinds ...imgtest.Kind) string {
 }
 
 // TestRange: whatever happens to a transfer, the bytes come out right, and no
-// more is asked for than is missing (regressions 3 to 9).
+// more is asked for than is missing, one range at a time (regressions 4 to 9).
 func TestRange(t *testing.T) {
 	t.Parallel()
 	const off, n = 100_000, 50_000
@@ -82,8 +86,8 @@ func TestRange(t *testing.T) {
 			if got := asked(reg, imgtest.KindBlob); c.asked != "-" && got != c.asked {
 				t.Errorf("asked for %q, want %q", got, c.asked)
 			}
-			if reg.Count(imgtest.KindHead) > 0 {
-				t.Error("HEAD of a blob")
+			if reg.Count(imgtest.KindBlobHead) > 0 {
+				t.Error("HEAD of a blob, which some refuse")
 			}
 		})
 	}
@@ -288,6 +292,91 @@ func TestRangeStalls(t *testing.T) {
 	time.AfterFunc(10*time.Millisecond, cancel)
 	if _, err := io.ReadAll(r); fault.KindOf(err) != fault.Canceled {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Regression 12: who is to be left alone for longer than a moment is not asked
+// meanwhile, and the reader learns it at once.
+func TestRangeRetryAfter(t *testing.T) {
+	t.Parallel()
+	reg, img, layer := oneLayer(t, imgtest.RegistryOptions{}, options(t))
+	reg.Inject(imgtest.Fault{On: imgtest.KindBlob, Times: 1, Status: 429, Header: map[string]string{"Retry-After": "60"}})
+	for range 3 {
+		_, err := readRange(t.Context(), img.Blob(0), 5, 10)
+		wantFault(t, err, fault.Network, "asks to come back in", "")
+	}
+	if n := reg.Count(imgtest.KindBlob); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+	h := img.Blob(0).sources[0].state
+	h.mu.Lock()
+	h.notUntil = time.Now()
+	h.mu.Unlock()
+	wantRange(t, img.Blob(0), 5, layer[5:10])
+}
+
+// Regression 17: ranges of a foreign layer come from its URLs.
+func TestRangeForeign(t *testing.T) {
+	t.Parallel()
+	layer := noise(1000)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			t.Error("credentials sent to the URL")
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(layer))
+	}))
+	defer srv.Close()
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{Auth: "basic", Username: "u", Password: "p"})
+	o := options(t)
+	o.Auth.Username, o.Auth.Password = "u", "p"
+	b := New(o).Blob(mustParse(t, reg.Host+"/x:1"), Layer{Blob: id.BlobOf(layer), Size: 1000, URLs: []string{"ftp://x/y", srv.URL + "/layer"}})
+	wantRange(t, b, 10, layer[10:100])
+	wantRange(t, b, 0, layer)
+}
+
+// Regression 18: redirects of redirects, to a name beneath the registry's.
+func TestRangeRedirectedTwice(t *testing.T) {
+	t.Parallel()
+	reg, img, layer := oneLayer(t, imgtest.RegistryOptions{CDN: true}, options(t))
+	b := img.Blob(0)
+	wantRange(t, b, 5, layer[5:10])
+	first := b.sources[0].redirect.get(time.Now()).String()
+	b.sources[0].redirect.drop()
+	other := strings.Replace(first, "127.0.0.1", "localhost", 1)
+	reg.Inject(imgtest.Fault{On: imgtest.KindCDN, Times: 1, Location: other})
+	reg.Forget()
+	wantRange(t, b, 5, layer[5:10])
+	wantRange(t, b, 5, layer[5:10])
+	wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindBlob: 1, imgtest.KindCDN: 3})
+	if got := b.sources[0].redirect.get(time.Now()).String(); got != other {
+		t.Errorf("%s is remembered, not %s", got, other)
+	}
+}
+
+func TestSignedUntil(t *testing.T) {
+	t.Parallel()
+	for query, want := range map[string]string{
+		"X-Amz-Date=20240102T030405Z&X-Amz-Expires=60&X-Amz-Signature=x": "2024-01-02T03:05:05Z",
+		"X-Goog-Date=20240102T030405Z&X-Goog-Expires=3600":               "2024-01-02T04:04:05Z",
+		"Expires=1704164645&Signature=x&Key-Pair-Id=y":                   "2024-01-02T03:04:05Z",
+		"se=2024-01-02T03%3A04%3A05Z&sig=x":                              "2024-01-02T03:04:05Z",
+		"X-Amz-Date=20240102T030405Z":                                    "",
+		"X-Amz-Date=yesterday&X-Amz-Expires=60":                          "",
+		"X-Amz-Date=20240102T030405Z&X-Amz-Expires=-1":                   "",
+		"X-Amz-Date=20240102T030405Z&X-Amz-Expires=99999999999999999999": "",
+		"Expires=Tue%2C+02+Jan+2024+03%3A04%3A05+GMT":                    "",
+		"se=soon":                     "",
+		"":                            "",
+		"verify=1704164645-signature": "",
+	} {
+		q, err := url.ParseQuery(query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, ok := signedUntil(q)
+		if ok != (want != "") || ok && got.UTC().Format(time.RFC3339) != want {
+			t.Errorf("%s: %v, want %q", query, got.UTC(), want)
+		}
 	}
 }
 
