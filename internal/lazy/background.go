@@ -131,7 +131,7 @@ func (f *File) bring(next *run) (*request, error) {
 	if i == next.j {
 		return nil, nil
 	}
-	r := f.ownerLocked(i)
+	r := f.ownerLocked(i, false)
 	if r == nil {
 		r = f.startLocked(c, i, f.freeLocked(i, next.j), &want{})
 	}

@@ -39,9 +39,10 @@
 //     next who asks tries again.
 //   - Requests run on the File's context. One that nobody waits for any more,
 //     as its last waiter left, is cancelled.
-//   - No lock is held over network, disk, decoding or a caller's function.
+//   - No lock that a read takes is held over network, disk or decoding, nor
+//     over a caller's function but Proof.Start and Source.Whole.
 //
-// Lock order: File.mu, Pool.mu.
+// Lock order: File.evicting, File.mu, Pool.mu.
 package lazy
 
 import (

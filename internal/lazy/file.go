@@ -41,6 +41,8 @@ type File struct {
 	link   atomic.Int64             // blob bytes that arrive during a round trip
 	source sourceCell
 
+	evicting sync.Mutex // above mu; one eviction at a time
+
 	mu       sync.Mutex
 	bad      error      // why nothing is served any more: the data is bad, or closed
 	spill    *contents  // in memory: what the disk had no space for; nil: nothing
@@ -134,6 +136,8 @@ func (f *File) Whole() bool {
 // Evict drops all bytes: a new, empty data file takes the place of the old one,
 // which stays with those who hold it. It returns how many bytes were dropped.
 func (f *File) Evict() (freed int64, err error) {
+	f.evicting.Lock()
+	defer f.evicting.Unlock()
 	next, err := f.emptyContents()
 	if err != nil {
 		return 0, fmt.Errorf("evict a layer: %w", err)

@@ -157,14 +157,14 @@ func (f *File) enlistLocked(c *contents, w *want, first int) *waiter {
 			i++
 			continue
 		}
-		r := f.nearLocked(i)
+		r := f.nearLocked(i, w.raw)
 		if r == nil {
 			r = f.startLocked(c, i, f.missingEnd(c, w, i), w)
 		}
 		if i == first {
 			f.joinLocked(me, r)
 		}
-		i = max(i+1, r.hi)
+		i = max(i+1, r.hi) // what r has read already is there soon
 	}
 	f.waiters = append(f.waiters, me)
 	return me

@@ -12,7 +12,7 @@ import (
 
 // land brings a group in: decodes its blob bytes, writes and proves them, and
 // wakes those who wait. It gives back the slot that the caller took for it.
-func (f *File) land(r *request, g group, blob []byte) {
+func (f *File) land(r *request, g *group, blob []byte) {
 	defer f.landed(r, g)
 	l := landing{f: f, r: r, g: g, sums: make([]uint64, g.j-g.i)}
 	if !g.raw {
@@ -24,16 +24,20 @@ func (f *File) land(r *request, g group, blob []byte) {
 		l.fetchAgain(failed)
 		f.pool.free(l.data)
 	}
-	if f.o.Proof != nil && g.i >= r.prove {
-		l.prove()
+	if f.o.Proof == nil || g.i < r.prove {
+		return
 	}
+	f.mu.Lock()
+	g.kept = true
+	f.mu.Unlock()
+	l.prove()
 }
 
 // landing is a group that is being brought in.
 type landing struct {
 	f    *File
 	r    *request
-	g    group
+	g    *group
 	data []byte
 	sums []uint64 // checksums by span, 0: not computed
 }
@@ -51,29 +55,47 @@ func (l *landing) decode(blob []byte) (failed map[int]error) {
 		s := t.At(i)
 		clear(l.data[end-l.g.off : s.Off-l.g.off]) // what is between spans is zeros
 		end = s.Off + s.Len
-		if err := l.decodeSpan(i, blob[s.From-l.g.from:s.To-l.g.from]); err != nil {
+	}
+	for i := l.g.i; i < l.g.j; {
+		s := t.At(i)
+		part := blob[s.From-l.g.from : s.To-l.g.from]
+		first, n := t.Group(i)
+		j := min(first+n, l.g.j)
+		err := l.decodeSpans(i, j, part)
+		if err != nil && j-i > 1 { // one of them is wrong
+			j = i + 1
+			err = l.decodeSpans(i, j, part)
+		}
+		if err != nil {
 			if failed == nil {
 				failed = map[int]error{}
 			}
 			failed[i] = err
 		}
+		i = j
 	}
 	return failed
 }
 
-// decodeSpan decodes a span and compares it with what it was before, where the
-// table has no digest for it.
-func (l *landing) decodeSpan(i int, blob []byte) error {
-	data := l.span(i)
-	if err := l.f.o.Table.Decode(i, blob, data); err != nil {
+// decodeSpans decodes spans that are parts of one group of the table, and
+// compares them with what they were before, where it has no digest for them.
+func (l *landing) decodeSpans(i, j int, blob []byte) error {
+	t := l.f.o.Table
+	parts := make([][]byte, 0, 8)
+	for k := i; k < j; k++ {
+		parts = append(parts, l.span(k))
+	}
+	if err := t.DecodeGroup(i, blob, parts); err != nil {
 		return err
 	}
-	if !l.f.o.Table.Proves(i) {
-		if err := l.f.seen.check(i, data); err != nil && !full(err) {
-			return err
+	for k := i; k < j; k++ {
+		if !t.Proves(k) {
+			if err := l.f.seen.check(k, l.span(k)); err != nil && !full(err) {
+				return err
+			}
 		}
+		l.sums[k-l.g.i] = checksum(l.span(k))
 	}
-	l.sums[i-l.g.i] = checksum(data)
 	return nil
 }
 
@@ -127,7 +149,7 @@ func (l *landing) fetchElsewhere(i int, err error) error {
 		f.log.Warn("wrong bytes: asking elsewhere", "dir", f.dir, "from", s.From, "to", s.To, "err", err)
 		blob := f.pool.buffer(s.To - s.From)
 		if err = readRange(l.r.ctx, src, s.From, blob); err == nil {
-			err = l.decodeSpan(i, blob)
+			err = l.decodeSpans(i, i+1, blob)
 		}
 		f.pool.free(blob)
 	}

@@ -1,5 +1,7 @@
 package lazy
 
+import "slices"
+
 // How much is fetched at a time, in bytes of the blob unless it says otherwise.
 const (
 	leastRequest = 32 << 10 // the smallest request, if there is that much missing in a row
@@ -66,52 +68,58 @@ func (f *File) reach(i, limit int, from, n int64) int {
 	return lo
 }
 
-// ownerLocked returns the request that will bring span i; nil for none. Of
-// several it is the youngest: it took the span from the others.
-func (f *File) ownerLocked(i int) *request {
-	for k := len(f.requests) - 1; k >= 0; k-- {
-		if r := f.requests[k]; r.lo <= i && i < r.hi && !r.dropped {
+// ownerLocked returns the request that will have span i, raw at least if raw is
+// set; nil for none. One that has read it is first; of others it is the
+// youngest: it took the span from them.
+func (f *File) ownerLocked(i int, raw bool) *request {
+	for _, r := range f.requests {
+		if r.lands(i, raw) {
+			return r
+		}
+	}
+	for _, r := range slices.Backward(f.requests) {
+		if r.brings(i, raw) {
 			return r
 		}
 	}
 	return nil
 }
 
-// nearLocked returns the request that will bring span i before a new one
-// would; nil for none.
-func (f *File) nearLocked(i int) *request {
-	r := f.ownerLocked(i)
-	if r == nil || i < r.next || r.whole {
+// nearLocked returns the request that will have span i before a new one would;
+// nil for none.
+func (f *File) nearLocked(i int, raw bool) *request {
+	r := f.ownerLocked(i, raw)
+	if r == nil || i < r.next || r.whole || f.blobBytes(r.next, i) <= f.link.Load() {
 		return r
 	}
-	if f.blobBytes(r.next, i) > f.link.Load() {
-		return nil
-	}
-	return r
+	return nil
 }
 
 // unclaimedLocked returns the first span in [i, limit) that is neither present
 // nor on its way; limit if there is none.
 func (f *File) unclaimedLocked(c *contents, i, limit int) int {
-	for i < limit {
+	for {
 		if i = c.have.next(i, limit, false); i == limit {
-			break
+			return i
 		}
-		r := f.ownerLocked(i)
-		if r == nil {
-			break
+		r := f.ownerLocked(i, false)
+		switch {
+		case r == nil:
+			return i
+		case i < r.next:
+			i++
+		default:
+			i = min(r.hi, limit)
 		}
-		i = min(r.hi, limit)
 	}
-	return i
 }
 
-// freeLocked returns where the run of spans that no request brings ends, that
-// begins at i.
+// freeLocked returns where the run of spans from i on ends that no request is
+// to read; no later than limit.
 func (f *File) freeLocked(i, limit int) int {
 	for _, r := range f.requests {
-		if !r.dropped && r.lo < limit && r.hi > i {
-			limit = max(r.lo, i)
+		if !r.dropped && r.next < limit && r.hi > i {
+			limit = max(r.next, i)
 		}
 	}
 	return limit
@@ -120,12 +128,12 @@ func (f *File) freeLocked(i, limit int) int {
 // missingEnd returns where a request for span i and what w wants behind it
 // ends: small runs that are present may lie between, and some is read ahead.
 func (f *File) missingEnd(c *contents, w *want, i int) int {
-	t, end, far := f.o.Table, i+1, f.ownerLocked(i)
+	t, end, far := f.o.Table, i+1, f.ownerLocked(i, w.raw)
 	for k := end; k < w.hi; k++ {
 		if c.have.has(k) {
 			continue
 		}
-		if o := f.ownerLocked(k); o != nil && o != far || t.At(k).From-t.At(end-1).To > leastRequest {
+		if o := f.ownerLocked(k, w.raw); o != nil && o != far || t.At(k).From-t.At(end-1).To > leastRequest {
 			break
 		}
 		end = k + 1

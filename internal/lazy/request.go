@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 )
 
-// request brings the spans [lo, hi), those that are missing, in their order. It
+// request brings a run of spans, those that are missing, in their order. It
 // takes bytes from one range of the blob as long as those that are not wanted
 // in between are fewer than what arrives during a round trip.
 type request struct {
@@ -25,14 +25,13 @@ type request struct {
 	lane   chan struct{} // that it has taken a place in; nil: none
 
 	// Guarded by File.mu.
-	lo      int // the first span not brought yet, or later
-	next    int // the first span not read yet
-	hi      int
-	landing []int // first spans of the groups that were read, but are not in yet
-	waiting int   // waiters
-	keepers int   // prefetchers that want it, waiters or not
-	dropped bool  // nobody wants it
-	whole   bool  // the source gives all or nothing: no other request would be faster
+	next    int      // the first span not read yet
+	hi      int      // the end of those to read
+	landing []*group // those that were read, but are not in yet
+	waiting int      // waiters
+	keepers int      // prefetchers that want it, waiters or not
+	dropped bool     // nobody wants it
+	whole   bool     // the source gives all or nothing: no other request would be faster
 
 	groups sync.WaitGroup
 }
@@ -43,12 +42,30 @@ type group struct {
 	raw      bool  // the bytes are in the data file already
 	from, to int64 // of the blob
 	off, end int64 // of the data
+	kept     bool  // the bytes were written: no more raw spans come of it; guarded by File.mu
+}
+
+// brings reports whether r has yet to read span i, so that it will be there.
+// Preconditions: File.mu is held.
+func (r *request) brings(i int, raw bool) bool {
+	return !r.dropped && r.next <= i && i < r.hi && (raw || i >= r.prove)
+}
+
+// lands reports whether r has read span i, and it will be there soon.
+// Preconditions: File.mu is held.
+func (r *request) lands(i int, raw bool) bool {
+	for _, g := range r.landing {
+		if g.i <= i && i < g.j {
+			return raw && !g.kept || !raw && i >= r.prove
+		}
+	}
+	return false
 }
 
 // startLocked starts a request for spans [lo, hi).
 func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
 	r := &request{
-		lo: lo, hi: hi, prove: lo,
+		next: lo, hi: hi, prove: lo,
 		wanted: make(chan struct{}, 1),
 		moved:  make(chan struct{}, 1),
 		done:   make(chan struct{}),
@@ -60,16 +77,15 @@ func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
 	default:
 		// What proves the first span may stand before it.
 		h := f.at.find(f.o.Proof.Start(f.o.Table.At(lo).Off))
-		if h >= lo || c.has(h, true) || f.ownerLocked(h) != nil {
+		if h >= lo || c.has(h, true) || f.ownerLocked(h, true) != nil {
 			break
 		}
 		if h == lo-1 {
-			r.lo = h
+			r.next = h
 		} else {
 			f.startLocked(c, h, h+1, &want{raw: true})
 		}
 	}
-	r.next = r.lo
 	r.ctx, r.cancel = context.WithCancel(f.ctx)
 	f.requests = append(f.requests, r)
 	f.tasks.Add(1)
@@ -96,7 +112,7 @@ func (f *File) run(r *request) {
 			return false
 		}
 		f.partLocked(w)
-		if o := f.ownerLocked(w.span); o != nil { // a younger one has taken it over
+		if o := f.ownerLocked(w.span, w.raw); o != nil { // a younger one has taken it over
 			f.joinLocked(w, o)
 			return false
 		}
@@ -190,53 +206,47 @@ func (r *request) leaveLane() {
 }
 
 // nextGroup returns what r is to read next.
-func (f *File) nextGroup(r *request) (g group, ok bool) {
+func (f *File) nextGroup(r *request) (g *group, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.now.Load()
+	needed := func(i int) bool { // by r, and no other brings it
+		raw := i < r.prove
+		return !c.has(i, raw) && f.ownerLocked(i, raw) == r
+	}
 	i := c.have.next(r.next, r.hi, false)
-	for i < r.hi && (f.ownerLocked(i) != r || i < r.prove && c.has(i, true)) {
+	for i < r.hi && !needed(i) {
 		i = c.have.next(i+1, r.hi, false)
 	}
-	r.next = i
 	if i == r.hi {
-		f.advanceLocked(r)
-		return group{}, false
+		r.next = i
+		return nil, false
 	}
 	t := f.o.Table
 	first := t.At(i)
-	g = group{i: i, j: i + 1, from: first.From, to: first.To, off: first.Off, end: first.Off + first.Len}
+	g = &group{i: i, j: i + 1, from: first.From, to: first.To, off: first.Off, end: first.Off + first.Len}
 	g.raw = c.raw != nil && c.raw.has(i)
 	for j := g.j; j < r.hi && j != r.prove; j++ {
 		s := t.At(j)
 		small := s.Off+s.Len-g.off <= groupData && s.Off-g.end <= groupGap && s.From-g.to <= groupGap
-		if !small || c.have.has(j) || g.raw != (c.raw != nil && c.raw.has(j)) || f.ownerLocked(j) != r {
+		if !small || c.have.has(j) || !needed(j) || g.raw != (c.raw != nil && c.raw.has(j)) {
 			break
 		}
 		g.j, g.to, g.end = j+1, s.To, s.Off+s.Len
 	}
 	r.next = g.j
-	r.landing = append(r.landing, g.i)
+	r.landing = append(r.landing, g)
 	return g, true
 }
 
 // landed says that a group is in, or failed.
-func (f *File) landed(r *request, g group) {
+func (f *File) landed(r *request, g *group) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r.landing = slices.DeleteFunc(r.landing, func(i int) bool { return i == g.i })
-	f.advanceLocked(r)
+	r.landing = slices.DeleteFunc(r.landing, func(o *group) bool { return o == g })
 	select {
 	case r.moved <- struct{}{}:
 	default:
-	}
-}
-
-// advanceLocked sets r.lo.
-func (f *File) advanceLocked(r *request) {
-	r.lo = r.next
-	for _, i := range r.landing {
-		r.lo = min(r.lo, i)
 	}
 }
 
@@ -259,7 +269,7 @@ func (s *stream) close() {
 }
 
 // read returns the blob bytes of g, in a buffer of the pool.
-func (s *stream) read(g group) ([]byte, error) {
+func (s *stream) read(g *group) ([]byte, error) {
 	if s.r.blamed.Swap(false) {
 		s.close()
 	}
