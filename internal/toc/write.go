@@ -50,16 +50,21 @@ func WriteEstargz(ctx context.Context, w io.Writer, stream *io.SectionReader, pr
 		return nil, fmt.Errorf("%s: %w", Estargz, err)
 	}
 	var missed []string
-	blob, err := estargz.Build(stream, estargz.WithContext(ctx), estargz.WithCompressionLevel(gzip.DefaultCompression),
+	// The module's own way to be stopped leaves files in the temporary directory.
+	stream = io.NewSectionReader(stoppable{ctx, stream}, 0, stream.Size())
+	blob, err := estargz.Build(stream, estargz.WithCompressionLevel(gzip.DefaultCompression),
 		estargz.WithPrioritizedFiles(prefetch), estargz.WithAllowPrioritizeNotFound(&missed))
 	if err != nil {
-		if ctx.Err() != nil { // which the module does not wrap
+		if ctx.Err() != nil { // which the module does not always wrap
 			err = context.Cause(ctx)
 		}
 		return nil, fmt.Errorf("%s: %w", Estargz, err)
 	}
 	out := newOutput(w)
 	_, err = io.Copy(out, blob)
+	if err != nil {
+		io.Copy(io.Discard, blob) // else what feeds it waits for ever
+	}
 	if e := blob.Close(); err == nil {
 		err = e
 	}
@@ -74,6 +79,19 @@ func WriteEstargz(ctx context.Context, w io.Writer, stream *io.SectionReader, pr
 		noteTOCDigest: blob.TOCDigest().String(),
 		noteTarSize:   strconv.FormatInt(size, 10),
 	}), nil
+}
+
+// stoppable reads until the context ends.
+type stoppable struct {
+	ctx context.Context
+	r   io.ReaderAt
+}
+
+func (s stoppable) ReadAt(p []byte, off int64) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	return s.r.ReadAt(p, off)
 }
 
 // fit says why a table of contents cannot express a tar, if it cannot.
