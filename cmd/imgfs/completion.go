@@ -224,7 +224,7 @@ func arguments(ctx context.Context, p *permuter, root, current string) []candida
 		return []candidate{{wantDirs, ""}}
 	case "pull":
 		return append(images(ctx, root), sourceNames(current)...)
-	case "images", "inspect", "rmi":
+	case "images", "inspect", "rmi", "index":
 		return images(ctx, root)
 	case "umount":
 		return mountPoints(ctx, root)

@@ -100,42 +100,33 @@ func (c *Client) Images(ctx context.Context, filters map[string][]string) ([]Ima
 	return list, c.get(ctx, "/images/json", q, &list)
 }
 
+// optionsHeader returns the header that r travels in, as it may hold secrets.
+func optionsHeader(r RegistryOptions) (http.Header, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("registry options: %w", err)
+	}
+	return http.Header{RegistryHeader: {base64.URLEncoding.EncodeToString(b)}}, nil
+}
+
 // Pull pulls an image; report, if not nil, is called with every step, from
 // the calling goroutine.
 func (c *Client) Pull(ctx context.Context, req PullRequest, report func(Progress)) (PullResult, error) {
-	opts, err := json.Marshal(req.Registry)
+	h, err := optionsHeader(req.Registry)
 	if err != nil {
-		return PullResult{}, fmt.Errorf("registry options: %w", err)
+		return PullResult{}, err
 	}
 	q := url.Values{"fromImage": {req.Reference}}
 	if req.Platform != "" {
 		q.Set("platform", req.Platform)
 	}
-	h := http.Header{RegistryHeader: {base64.URLEncoding.EncodeToString(opts)}}
 	res, err := c.do(ctx, http.MethodPost, "/images/create", q, h, nil)
 	if err != nil {
 		return PullResult{}, err
 	}
 	defer res.Body.Close()
-	dec := json.NewDecoder(res.Body)
-	for {
-		var m streamLine
-		if err := dec.Decode(&m); err != nil {
-			return PullResult{}, lost(ctx, err)
-		}
-		switch {
-		case m.ErrorDetail != nil:
-			return PullResult{}, m.ErrorDetail.Err()
-		case m.Aux != nil:
-			return *m.Aux, nil
-		case report != nil:
-			p := Progress{ID: m.ID, Status: m.Status}
-			if m.Detail != nil {
-				p.Current, p.Total = m.Detail.Current, m.Detail.Total
-			}
-			report(p)
-		}
-	}
+	var result PullResult
+	return result, readStream(ctx, res.Body, report, &result)
 }
 
 // Inspect returns one image. Name is a reference, an image ID or a prefix.
@@ -200,6 +191,11 @@ func (c *Client) get(ctx context.Context, path string, q url.Values, into any) e
 // call sends body as JSON, if not nil, and decodes the reply into into, if
 // not nil.
 func (c *Client) call(ctx context.Context, method, path string, q url.Values, body, into any) error {
+	return c.exchange(ctx, method, path, q, nil, body, into)
+}
+
+// exchange is call with headers.
+func (c *Client) exchange(ctx context.Context, method, path string, q url.Values, h http.Header, body, into any) error {
 	var b []byte
 	if body != nil {
 		var err error
@@ -207,7 +203,7 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, bo
 			return fmt.Errorf("request: %w", err)
 		}
 	}
-	res, err := c.do(ctx, method, path, q, nil, b)
+	res, err := c.do(ctx, method, path, q, h, b)
 	if err != nil {
 		return err
 	}

@@ -38,16 +38,10 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	st := &stream{w: w}
-	res, err := s.engine.Pull(r.Context(), req, func(p Progress) {
-		st.line(streamLine{Status: p.Status, ID: p.ID, Detail: &streamDetail{p.Current, p.Total}})
-	})
+	res, err := s.engine.Pull(r.Context(), req, st.step)
 	if err != nil {
-		if !st.started {
-			return err
-		}
 		s.log.Info("pull failed", "reference", req.Reference, "err", err)
-		st.line(streamLine{ErrorDetail: WireError(err), Error: err.Error()})
-		return nil
+		return st.fail(err)
 	}
 	status := "Status: Downloaded newer image for " + res.Reference
 	if res.UpToDate {
@@ -55,8 +49,7 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 	}
 	st.line(streamLine{Status: "Digest: " + string(res.Digest)})
 	st.line(streamLine{Status: status})
-	st.line(streamLine{Aux: &res})
-	return nil
+	return st.result(&res)
 }
 
 // pullRequest reads a pull in docker's words, or in ours.
@@ -69,15 +62,10 @@ func pullRequest(r *http.Request) (PullRequest, error) {
 		}
 		return req, fault.New(fault.Invalid, "fromImage is missing")
 	}
-	if h := r.Header.Get(RegistryHeader); h != "" {
-		b, err := base64.URLEncoding.DecodeString(h)
-		if err == nil {
-			err = json.Unmarshal(b, &req.Registry)
-		}
-		if err != nil {
-			return req, fault.New(fault.Invalid, "header %s: %w", RegistryHeader, err)
-		}
-		return req, nil
+	if r.Header.Get(RegistryHeader) != "" {
+		var err error
+		req.Registry, err = headerOptions(r)
+		return req, err
 	}
 	req.Registry = dockerAuth(r.Header.Get("X-Registry-Auth"))
 	switch tag := q.Get("tag"); {
@@ -90,6 +78,19 @@ func pullRequest(r *http.Request) (PullRequest, error) {
 		req.Reference += ":" + tag
 	}
 	return req, nil
+}
+
+// headerOptions reads our own header.
+func headerOptions(r *http.Request) (RegistryOptions, error) {
+	var o RegistryOptions
+	b, err := base64.URLEncoding.DecodeString(r.Header.Get(RegistryHeader))
+	if err == nil && len(b) > 0 {
+		err = json.Unmarshal(b, &o)
+	}
+	if err != nil {
+		err = fault.New(fault.Invalid, "header %s: %w", RegistryHeader, err)
+	}
+	return o, err
 }
 
 // lastComponent returns what follows the last slash: where a colon begins a
@@ -119,24 +120,4 @@ func dockerAuth(h string) RegistryOptions {
 		}
 	}
 	return RegistryOptions{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, Token: a.RegistryToken}
-}
-
-// stream writes a reply line by line; it starts with the first one.
-type stream struct {
-	w       http.ResponseWriter
-	started bool
-}
-
-// line writes l. A client that has gone is noticed by the request's context.
-func (s *stream) line(l streamLine) {
-	if !s.started {
-		s.w.Header().Set("Content-Type", "application/json")
-		s.started = true
-	}
-	b, err := json.Marshal(l)
-	if err != nil {
-		return // a struct of strings and numbers
-	}
-	s.w.Write(append(b, '\r', '\n'))
-	http.NewResponseController(s.w).Flush()
 }

@@ -82,6 +82,7 @@ type Engine interface {
 	Mounts
 	Uppers
 	Contents
+	Indexes
 	Lifecycle
 }
 
@@ -107,6 +108,7 @@ const (
 //	POST   /imgfs/v1/uppers/{name}/convert
 //	GET    /imgfs/v1/changes        GET /imgfs/v1/export
 //	POST   /imgfs/v1/commit
+//	GET, POST, DELETE /imgfs/v1/indexes (POST: a stream of steps)
 //	GET    /imgfs/v1/status         POST /imgfs/v1/gc, /imgfs/v1/shutdown
 func NewServer(e Engine, log *slog.Logger) *http.Server {
 	s := &server{engine: e, log: log, build: ThisBuild()}
@@ -175,6 +177,12 @@ func (s *server) route(w http.ResponseWriter, r *http.Request, path string) erro
 		return s.export(w, r)
 	case "POST /imgfs/v1/commit":
 		return s.commit(w, r)
+	case "GET /imgfs/v1/indexes":
+		return s.indexes(w, r, s.engine.ListIndexes)
+	case "POST /imgfs/v1/indexes":
+		return job(w, r, s.engine.PushIndex)
+	case "DELETE /imgfs/v1/indexes":
+		return s.indexes(w, r, s.engine.RemoveIndexes)
 	case "GET /imgfs/v1/status":
 		return replyOf(w, r, s.engine.Status)
 	case "POST /imgfs/v1/gc":

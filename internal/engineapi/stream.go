@@ -1,18 +1,126 @@
 package engineapi
 
-// streamLine is one line of a pull's stream, in docker's shape. Kind and hint
-// of an error travel inside errorDetail, where docker's clients ignore them.
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+
+	"github.com/imgfs/imgfs/internal/fault"
+)
+
+// streamLine is one line of the stream of a pull or a job, in docker's shape.
+// Kind and hint of an error travel inside errorDetail, where docker's clients
+// ignore them. Aux is the result.
 type streamLine struct {
-	Status      string        `json:"status,omitempty"`
-	ID          string        `json:"id,omitempty"`
-	Detail      *streamDetail `json:"progressDetail,omitempty"`
-	Aux         *PullResult   `json:"aux,omitempty"`
-	ErrorDetail *Error        `json:"errorDetail,omitempty"`
-	Error       string        `json:"error,omitempty"`
+	Status      string          `json:"status,omitempty"`
+	ID          string          `json:"id,omitempty"`
+	Detail      *streamDetail   `json:"progressDetail,omitempty"`
+	Aux         json.RawMessage `json:"aux,omitempty"`
+	ErrorDetail *Error          `json:"errorDetail,omitempty"`
+	Error       string          `json:"error,omitempty"`
 }
 
 // streamDetail counts bytes; {} when nothing is to be counted.
 type streamDetail struct {
 	Current int64 `json:"current,omitempty"`
 	Total   int64 `json:"total,omitempty"`
+}
+
+// stream writes a reply line by line; it starts with the first one.
+type stream struct {
+	w       http.ResponseWriter
+	started bool
+}
+
+// line writes l. A client that has gone is noticed by the request's context.
+func (s *stream) line(l streamLine) {
+	if !s.started {
+		s.w.Header().Set("Content-Type", "application/json")
+		s.started = true
+	}
+	b, err := json.Marshal(l)
+	if err != nil {
+		return // a struct of strings and numbers
+	}
+	s.w.Write(append(b, '\r', '\n'))
+	http.NewResponseController(s.w).Flush()
+}
+
+// step writes how far something has come.
+func (s *stream) step(p Progress) {
+	s.line(streamLine{Status: p.Status, ID: p.ID, Detail: &streamDetail{p.Current, p.Total}})
+}
+
+// result writes the last line.
+func (s *stream) result(v any) error {
+	b, err := json.Marshal(v)
+	if err == nil {
+		s.line(streamLine{Aux: b})
+	}
+	return err
+}
+
+// fail writes err as the last line. Before the first one it is a reply of its
+// own: then it is returned.
+func (s *stream) fail(err error) error {
+	if !s.started {
+		return err
+	}
+	s.line(streamLine{ErrorDetail: WireError(err), Error: err.Error()})
+	return nil
+}
+
+// job serves what takes long and tells how far it is: a request in JSON, a
+// stream of steps and the result as the reply.
+func job[Q, R any](w http.ResponseWriter, r *http.Request, do func(context.Context, Q, func(Progress)) (R, error)) error {
+	var req Q
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		return fault.New(fault.Invalid, "request: %w", err)
+	}
+	st := &stream{w: w}
+	res, err := do(r.Context(), req, st.step)
+	if err != nil {
+		return st.fail(err)
+	}
+	return st.result(res)
+}
+
+// runJob is the client's side of job.
+func runJob[R any](ctx context.Context, c *Client, path string, req any, report func(Progress)) (R, error) {
+	var res R
+	b, err := json.Marshal(req)
+	if err != nil {
+		return res, fault.New(fault.Invalid, "request: %w", err)
+	}
+	reply, err := c.do(ctx, http.MethodPost, path, nil, nil, b)
+	if err != nil {
+		return res, err
+	}
+	defer reply.Body.Close()
+	return res, readStream(ctx, reply.Body, report, &res)
+}
+
+// readStream reads a stream to its result. report, nil for none, is called
+// with every step.
+func readStream(ctx context.Context, r io.Reader, report func(Progress), result any) error {
+	dec := json.NewDecoder(r)
+	for {
+		var m streamLine
+		if err := dec.Decode(&m); err != nil {
+			return lost(ctx, err)
+		}
+		switch {
+		case m.ErrorDetail != nil:
+			return m.ErrorDetail.Err()
+		case m.Aux != nil:
+			return json.Unmarshal(m.Aux, result)
+		case report != nil:
+			p := Progress{ID: m.ID, Status: m.Status}
+			if m.Detail != nil {
+				p.Current, p.Total = m.Detail.Current, m.Detail.Total
+			}
+			report(p)
+		}
+	}
 }
