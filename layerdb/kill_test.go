@@ -82,7 +82,7 @@ func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	met := map[string]int{}
 	for round := range rounds {
-		kill(t, dir)
+		kill(t, dir, childEnv)
 		for _, sub := range []string{"tmp", "layers", "chains"} {
 			names, err := readNames(dir + "/" + sub)
 			if err != nil {
@@ -150,11 +150,12 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// kill runs a child on dir and kills it after a random time.
-func kill(t *testing.T, dir string) {
+// kill runs a child on dir, which the variable env makes one, and kills it after
+// a random time.
+func kill(t *testing.T, dir, env string, args ...string) {
 	t.Helper()
-	c := exec.Command(os.Args[0])
-	c.Env = append(os.Environ(), childEnv+"="+dir)
+	c := exec.Command(os.Args[0], args...)
+	c.Env = append(os.Environ(), env+"="+dir)
 	c.Stderr = os.Stderr
 	out, err := c.StdoutPipe()
 	if err != nil {

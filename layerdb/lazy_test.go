@@ -384,6 +384,26 @@ func TestDamagedLazy(t *testing.T) {
 		})
 	}
 
+	for name, damage := range map[string]func(t *testing.T, path string){
+		"whole data, cut":     cut,
+		"whole data, removed": remove,
+		"whole data, altered": func(t *testing.T, path string) { flip(t, path, 1<<20) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, r := newLazyPlace(t)
+			r.put(tarOf(t, lazyText()))
+			key := p.put(lazyText())
+			path := p.dataPath(key)
+			p.close()
+			damage(t, path)
+			p.open()
+			p.want(key, "big0", bigFile(0))
+			if len(p.Problems()) != 1 || r.fetched() == 0 {
+				t.Errorf("problems %q", p.Problems())
+			}
+		})
+	}
 	t.Run("whole data, repaired", func(t *testing.T) {
 		t.Parallel()
 		p, r := newLazyPlace(t)

@@ -165,6 +165,9 @@ func (s *Store) sizeLocked(l *layer) {
 //
 // Preconditions: s.mu is held.
 func (s *Store) growLocked(l *layer, n int64) {
+	if s.layers[l.info.Key] != l {
+		return // its directory is another's by now
+	}
 	l.disk += n
 	s.disk += n
 	if s.opts.CacheLimit > 0 && s.disk > s.opts.CacheLimit {

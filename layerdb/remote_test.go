@@ -167,6 +167,19 @@ func lazyLayer(t testing.TB, r *remote, kind, text string) (ImportSpec, []byte) 
 	return spec, stream
 }
 
+// again returns spec with an index that can be imported once more.
+func (r *remote) again(t testing.TB, spec ImportSpec) ImportSpec {
+	t.Helper()
+	if spec.Index.Form == toc.Packed {
+		x, err := toc.Open(context.Background(), &remoteBlob{r, r.blobs[spec.Desc.Blob]}, spec.Desc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Index = x
+	}
+	return spec
+}
+
 // ownIndex has another store pass the layer, and returns our index of it.
 func ownIndex(t testing.TB, s Spec) []byte {
 	t.Helper()
