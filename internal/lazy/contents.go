@@ -51,9 +51,6 @@ func newContents(data *os.File, n int, proof bool) *contents {
 
 // isReady reports whether the spans [i, j) are ready.
 func (c *contents) isReady(i, j int) bool {
-	if j-i == 1 {
-		return c.ready[i>>6].Load()>>(i&63)&1 != 0
-	}
 	for ; i < j; i = (i | 63) + 1 {
 		want := ^uint64(0) << (i & 63)
 		if rest := j - i&^63; rest < 64 {

@@ -16,8 +16,12 @@ func (f *File) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 	if off < 0 || n < 0 || off > math.MaxInt64-n {
 		return nil, fmt.Errorf("layer has no bytes %d+%d", off, n)
 	}
+	c := f.now.Load()
+	if i := f.at.within(off, off+n); i >= 0 && c.ready[i>>6].Load()>>(i&63)&1 != 0 {
+		return c.data, nil
+	}
 	i, j := f.at.covering(off, off+n)
-	if c := f.now.Load(); c.isReady(i, j) {
+	if c.isReady(i, j) {
 		return c.data, nil
 	}
 	c, err := f.await(ctx, &want{lo: i, hi: j})
