@@ -198,12 +198,9 @@ func (a *arrival) show(i int, status string, current, total int64) {
 func (a *arrival) layer(ctx context.Context, i int) (id.LayerKey, error) {
 	l := a.img.Layers[i]
 	d := a.descriptor(l)
-	key := id.LayerKey("")
-	if l.DiffID != "" {
-		key, _ = a.e.layers.Proven(l.DiffID)
-	}
-	if key == "" {
-		key = a.imported(d)
+	key, err := a.found(d)
+	if err != nil {
+		return "", err
 	}
 	if key != "" {
 		err := a.complete(ctx, i, key)
@@ -215,7 +212,10 @@ func (a *arrival) layer(ctx context.Context, i int) (id.LayerKey, error) {
 	if a.whole || l.Size < smallLayer || l.DiffID == "" || a.m.Reference.Local() {
 		return a.stream(ctx, i)
 	}
-	key, err := a.lazily(ctx, i, d)
+	key, err = a.lazily(ctx, i, d)
+	if err == nil {
+		err = a.agree(key, d)
+	}
 	switch {
 	case err == nil:
 		a.show(i, statusIndexed, l.Size, l.Size)
@@ -226,6 +226,43 @@ func (a *arrival) layer(ctx context.Context, i int) (id.LayerKey, error) {
 		a.e.log.Warn("layer is fetched whole", "layer", l.Blob, "err", err)
 	}
 	return a.stream(ctx, i)
+}
+
+// found returns the key of a layer that is here, "" if it is not.
+func (a *arrival) found(d toc.Descriptor) (id.LayerKey, error) {
+	if d.DiffID == "" {
+		return "", nil
+	}
+	if key, ok := a.e.layers.Proven(d.DiffID); ok {
+		return key, nil
+	}
+	key := a.imported(d)
+	if key == "" {
+		return "", nil
+	}
+	err := a.agree(key, d)
+	if errors.Is(err, errClaims) {
+		return "", nil
+	}
+	return key, err
+}
+
+// errClaims says that two images claim different diffIDs for one layer. One of
+// them lies, and who will be known when the layer is streamed.
+var errClaims = errors.New("another image claims another diffID for it")
+
+// agree returns nil if an imported layer is what d claims, as far as is known.
+func (a *arrival) agree(key id.LayerKey, d toc.Descriptor) error {
+	l, err := a.e.layers.Info(key)
+	switch {
+	case err != nil:
+		return err
+	case l.DiffID == d.DiffID:
+		return nil
+	case l.Sealed:
+		return fault.New(fault.Integrity, "layer %s: the image config says %s, the content is %s", d.Blob.Short(), d.DiffID, l.DiffID)
+	}
+	return errClaims
 }
 
 // complete brings in what is missing of a layer that is here, if all of it is

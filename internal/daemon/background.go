@@ -41,7 +41,7 @@ func (e *engine) openReads(rec *record, chain *layerdb.Chain) (data []lower.Data
 	var wg sync.WaitGroup
 	wg.Go(func() { e.recordTrace(ctx, r.trace, chain.ID()) })
 	wg.Go(func() {
-		e.prefetch(ctx, chain, r)
+		e.prefetch(ctx, chain)
 		if rec.Prefetch == engineapi.PrefetchAll {
 			e.completeAll(ctx, chain)
 		}
@@ -85,7 +85,7 @@ func (e *engine) recordTrace(ctx context.Context, r *recorder, c id.ChainKey) {
 // prefetch fetches what the makers of a chain's layers want fetched, and what
 // was read first the last times. Its failure is nobody's: a read that needs
 // what is missing will say so.
-func (e *engine) prefetch(ctx context.Context, chain *layerdb.Chain, r *reads) {
+func (e *engine) prefetch(ctx context.Context, chain *layerdb.Chain) {
 	data := chain.Data()
 	wanted := make([][]toc.Range, len(data))
 	sizes := make([]int64, len(data))
@@ -109,13 +109,7 @@ func (e *engine) prefetch(ctx context.Context, chain *layerdb.Chain, r *reads) {
 		if len(wanted[i]) == 0 {
 			continue
 		}
-		g.Go(func() error {
-			err := d.Prefetch(ctx, wanted[i])
-			if err == nil {
-				r.met.Store(true)
-			}
-			return err
-		})
+		g.Go(func() error { return d.Prefetch(ctx, wanted[i]) })
 	}
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		e.log.Info("prefetch", "chain", chain.ID(), "err", err)

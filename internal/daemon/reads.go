@@ -41,6 +41,7 @@ const (
 // reads is how one mount, or one command, reads layers that may not be here.
 type reads struct {
 	patience time.Duration
+	born     time.Time
 	met      atomic.Bool     // a registry has answered; until then there is no patience
 	ended    context.Context // has ended: who is given it waits for nothing
 	trace    *recorder       // of the first accesses; nil: none is kept
@@ -48,7 +49,7 @@ type reads struct {
 }
 
 func newReads(patience time.Duration, failed func(id.LayerKey, error)) *reads {
-	r := &reads{patience: patience, failed: failed}
+	r := &reads{patience: patience, failed: failed, born: time.Now()}
 	var cancel context.CancelFunc
 	r.ended, cancel = context.WithCancel(context.Background())
 	cancel()
@@ -101,8 +102,10 @@ func (d *device) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 func (d *device) await(ctx context.Context, off, n int64) (*os.File, error) {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		f, err := d.try(ctx, off, n)
-		if err == nil {
+		if d.pulse.last(d.reads.born).After(d.reads.born) {
 			d.reads.met.Store(true)
+		}
+		if err == nil {
 			return f, nil
 		}
 		if ctx.Err() != nil {

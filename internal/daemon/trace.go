@@ -19,7 +19,7 @@ import (
 const traceKey = "daemon/trace/"
 
 const (
-	traceUnit  = 64 << 10 // bytes: what is noted, and fetched, at least
+	traceUnit  = 512      // bytes: a file's payload shares none with another's
 	traceLimit = 64 << 20 // bytes of one trace
 	traceParts = 4096     // of one trace
 )
@@ -53,22 +53,24 @@ func (t trace) then(old trace) trace {
 }
 
 // touched is a set of units of a chain's data.
-type touched map[int][]uint64 // by layer: a bit for each unit
+type touched map[page]uint64 // a bit for each of its units
+
+// page is 64 units of a layer's data.
+type page struct {
+	index int
+	n     int64
+}
 
 // add adds the units that p touches and returns those that are new, in as few
 // parts as they make.
 func (t touched) add(p part) (fresh []part) {
 	first, last := p.Off/traceUnit, (p.Off+p.Len-1)/traceUnit
-	bits := t[p.Index]
-	if need := int(last/64) + 1; need > len(bits) {
-		bits = append(bits, make([]uint64, need-len(bits))...)
-		t[p.Index] = bits
-	}
 	for u := first; u <= last; u++ {
-		if bits[u/64]&(1<<(u%64)) != 0 {
+		at, bit := page{p.Index, u / 64}, uint64(1)<<(u%64)
+		if t[at]&bit != 0 {
 			continue
 		}
-		bits[u/64] |= 1 << (u % 64)
+		t[at] |= bit
 		if n := len(fresh); n > 0 && fresh[n-1].Off+fresh[n-1].Len == u*traceUnit {
 			fresh[n-1].Len += traceUnit
 			continue
