@@ -96,7 +96,7 @@ func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight
 		return "", err
 	}
 	if info.Blob != "" {
-		if err := w.writeTables(dir, &info, s.spansOf(got, old)); err != nil {
+		if err := s.writeTables(dir, &info, s.spansOf(got, old), w); err != nil {
 			return "", err
 		}
 	}
@@ -126,17 +126,18 @@ func (s *Store) spansOf(got *passed, old *LayerInfo) []byte {
 }
 
 // writeTables writes what a layer is fetched by once it was evicted, and
-// published by. A blob that cannot be read at random has none.
-func (w *walk) writeTables(dir string, info *LayerInfo, spans []byte) error {
+// published by. A blob that cannot be read at random has neither.
+func (s *Store) writeTables(dir string, info *LayerInfo, spans []byte, w *walk) (err error) {
 	if spans == nil {
 		return nil
 	}
-	skeleton, err := w.skeleton.Finish(info.StreamSize)
-	if err != nil {
-		return err
-	}
 	if info.Spans, err = writeBytes(filepath.Join(dir, spansFile), spans); err != nil {
 		return err
+	}
+	skeleton, err := w.skeleton.Finish(info.StreamSize)
+	if err != nil {
+		s.log.Info("a layer's index cannot be published", "layer", info.Key, "err", err)
+		return nil
 	}
 	info.Table, err = writeBytes(filepath.Join(dir, skeletonFile), skeleton)
 	return err

@@ -109,7 +109,7 @@ func bigFile(i int) string {
 }
 
 // kinds are the ways in which a layer can be lazy at first sight.
-var kinds = []string{toc.Tar, toc.Own, toc.Estargz, toc.ZstdChunked}
+var kinds = []string{toc.Tar, toc.Own, toc.Soci, toc.Estargz, toc.ZstdChunked}
 
 // lazyLayer makes a layer of the kind, puts it on the remote and returns how it
 // is imported and what its stream is.
@@ -146,13 +146,18 @@ func lazyLayer(t testing.TB, r *remote, kind, text string) (ImportSpec, []byte) 
 		s := specOf(stream, stream)
 		spec.Desc = toc.Descriptor{Blob: s.Blob, Size: s.Size, MediaType: "application/vnd.oci.image.layer.v1.tar", DiffID: s.DiffID}
 		open()
-	case toc.Own:
+	case toc.Own, toc.Soci:
 		blob.Write(pipe(t, stream, "gzip"))
 		s := specOf(blob.Bytes(), stream)
 		r.put(blob.Bytes())
 		spec.Desc = toc.Descriptor{Blob: s.Blob, Size: s.Size, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", DiffID: s.DiffID}
-		spec.Index, err = toc.DecodeLayer(ownIndex(t, s), spec.Desc)
-		if err != nil {
+		body := ownIndex(t, s)
+		if kind == toc.Soci {
+			if body, err = toc.BuildZtoc(bytes.NewReader(blob.Bytes()), 1<<20, "test"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if spec.Index, err = toc.Decode(kind, body, spec.Desc); err != nil {
 			t.Fatal(err)
 		}
 	case toc.Estargz:
