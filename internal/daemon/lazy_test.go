@@ -22,7 +22,7 @@ func TestLazy(t *testing.T) {
 	stream := tarOf(t, files)
 	for _, tt := range []struct {
 		name      string
-		layer     layer
+		layer     testLayer
 		index     bool
 		mount     int   // requests until it is mounted
 		mountSize int64 // bytes of ranges
@@ -55,21 +55,21 @@ func TestLazy(t *testing.T) {
 				asked(t, reg, "mount", tt.mount, tt.mountSize)
 				wantTree(t, dir, content{"share/007": files["share/007"]})
 				asked(t, reg, "a small file", tt.file, tt.fileSize)
-				d.unmounted(t, dir, m.ID)
+				unmounted(t, d.client, m)
 
 				if m, err = mountAs(testContext(t), d.client, img.ref, dir); err != nil {
 					t.Fatal(err)
 				}
 				wantTree(t, dir, content{"share/007": files["share/007"], "etc/empty": ""})
 				asked(t, reg, "what is known", 0, 0)
-				d.unmounted(t, dir, m.ID)
+				unmounted(t, d.client, m)
 
 				if m, err = mountAs(testContext(t), d.client, other.ref, dir); err != nil {
 					t.Fatal(err)
 				}
 				wantTree(t, dir, content{"share/007": files["share/007"]})
 				asked(t, reg, "another image of the same layer", tt.mount-1, 0) // ranges of none
-				d.unmounted(t, dir, m.ID)
+				unmounted(t, d.client, m)
 			})
 			t.Run("offline", func(t *testing.T) {
 				d := runDaemon(t, Options{Paths: p})
@@ -90,7 +90,7 @@ func TestLazy(t *testing.T) {
 				if err != nil || len(st.Faults) == 0 || st.Faults[0].Mount != m.ID || !strings.Contains(st.Faults[0].Reason, "refused") {
 					t.Errorf("status: %+v, %v", st.Faults, err)
 				}
-				d.unmounted(t, dir, m.ID)
+				unmounted(t, d.client, m)
 			})
 		})
 	}
@@ -105,7 +105,7 @@ func TestLazyWhole(t *testing.T) {
 	stream := tarOf(t, files)
 	for _, tt := range []struct {
 		name   string
-		layer  layer
+		layer  testLayer
 		index  bool
 		sealed bool
 	}{
@@ -127,7 +127,7 @@ func TestLazyWhole(t *testing.T) {
 				t.Fatal(err)
 			}
 			wantTree(t, dir, files)
-			d.unmounted(t, dir, m.ID)
+			unmounted(t, d.client, m)
 			reg.Forget()
 
 			// All of it, and proven.
@@ -152,7 +152,7 @@ func TestLazyWhole(t *testing.T) {
 			if n := reg.Count(imgtest.KindBlob); n > 1 {
 				t.Errorf("%d blobs", n)
 			}
-			d.unmounted(t, dir, m.ID)
+			unmounted(t, d.client, m)
 		})
 	}
 }

@@ -27,7 +27,7 @@ import (
 )
 
 // layer is a layer as a registry has it.
-type layer struct {
+type testLayer struct {
 	mediaType string
 	blob      []byte
 	diff      id.DiffID
@@ -90,12 +90,12 @@ func tarOf(t testing.TB, files content) []byte {
 }
 
 // plain returns a tar as a layer that is not compressed.
-func plain(stream []byte) layer {
-	return layer{mediaType: layerType, blob: stream, stream: stream, diff: id.DiffIDFrom(sha256.Sum256(stream))}
+func plain(stream []byte) testLayer {
+	return testLayer{mediaType: layerType, blob: stream, stream: stream, diff: id.DiffIDFrom(sha256.Sum256(stream))}
 }
 
 // gzipped returns a tar as a layer without any index.
-func gzipped(t testing.TB, stream []byte) layer {
+func gzipped(t testing.TB, stream []byte) testLayer {
 	t.Helper()
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
@@ -111,25 +111,25 @@ func gzipped(t testing.TB, stream []byte) layer {
 }
 
 // estargz returns a tar as an eStargz layer that wants prefetch fetched first.
-func estargz(t testing.TB, stream []byte, prefetch ...string) layer {
+func estargz(t testing.TB, stream []byte, prefetch ...string) testLayer {
 	t.Helper()
 	var out bytes.Buffer
 	w, err := toc.WriteEstargz(t.Context(), &out, io.NewSectionReader(bytes.NewReader(stream), 0, int64(len(stream))), prefetch)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return layer{mediaType: w.MediaType, blob: out.Bytes(), diff: w.DiffID, notes: w.Annotations}
+	return testLayer{mediaType: w.MediaType, blob: out.Bytes(), diff: w.DiffID, notes: w.Annotations}
 }
 
 // chunked returns a tar as a zstd:chunked layer.
-func chunked(t testing.TB, stream []byte) layer {
+func chunked(t testing.TB, stream []byte) testLayer {
 	t.Helper()
 	var out bytes.Buffer
 	w, err := toc.WriteZstdChunked(t.Context(), &out, bytes.NewReader(stream))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return layer{mediaType: w.MediaType, blob: out.Bytes(), diff: w.DiffID, notes: w.Annotations}
+	return testLayer{mediaType: w.MediaType, blob: out.Bytes(), diff: w.DiffID, notes: w.Annotations}
 }
 
 // pushed is an image in a test's registry.
@@ -138,11 +138,11 @@ type pushed struct {
 	repo     string
 	manifest []byte
 	digest   id.Blob
-	layers   []layer
+	layers   []testLayer
 }
 
 // pushImage puts an image into a registry, which then forgets what it saw.
-func pushImage(t testing.TB, reg *imgtest.Registry, name, tag string, layers ...layer) *pushed {
+func pushImage(t testing.TB, reg *imgtest.Registry, name, tag string, layers ...testLayer) *pushed {
 	t.Helper()
 	descs, diffs := []descriptor{}, []id.DiffID{}
 	for _, l := range layers {
@@ -173,19 +173,25 @@ func marshal(t testing.TB, v any) []byte {
 }
 
 // ownIndex returns our index of a layer.
-func ownIndex(t testing.TB, l layer) []byte {
+func ownIndex(t testing.TB, l testLayer) []byte { return indexOf(t, l, l) }
+
+// indexOf returns an index with the files of one layer and the spans of another.
+func indexOf(t testing.TB, l, spans testLayer) []byte {
 	t.Helper()
 	x, sk := layertar.NewIndexer(layertar.Limits{}), toc.NewSkeleton()
 	x.Record(sk.Record)
-	r := span.NewReader(bytes.NewReader(l.blob), span.Options{})
-	if _, err := r.WriteTo(x); err != nil {
+	if _, err := x.Write(l.stream); err != nil {
+		t.Fatal(err)
+	}
+	r := span.NewReader(bytes.NewReader(spans.blob), span.Options{})
+	if _, err := r.WriteTo(io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	sum, err := x.Finish(io.Discard, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, err := r.Table(int64(len(l.blob)))
+	table, err := r.Table(int64(len(spans.blob)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,9 +205,15 @@ func ownIndex(t testing.TB, l layer) []byte {
 // pushIndex puts our index of an image beside it.
 func pushIndex(t testing.TB, reg *imgtest.Registry, p *pushed, trace []toc.Touch) {
 	t.Helper()
+	pushIndexes(t, reg, p, trace, func(l testLayer) []byte { return ownIndex(t, l) })
+}
+
+// pushIndexes is pushIndex with what index returns of each layer.
+func pushIndexes(t testing.TB, reg *imgtest.Registry, p *pushed, trace []toc.Touch, index func(testLayer) []byte) {
+	t.Helper()
 	a := toc.Artifact{Kind: toc.Own, Type: toc.OwnArtifact, Subject: toc.Subject{MediaType: manifestType, Digest: p.digest, Size: int64(len(p.manifest))}}
 	for _, l := range p.layers {
-		b := ownIndex(t, l)
+		b := index(l)
 		a.Layers = append(a.Layers, toc.Part{Digest: reg.PutBlob(t, b), Size: int64(len(b)), Layer: id.BlobOf(l.blob), DataSize: int64(len(l.stream))})
 	}
 	if trace != nil {
@@ -262,16 +274,5 @@ func asked(t testing.TB, reg *imgtest.Registry, what string, requests int, size 
 	}
 	if len(all) > requests || sum > size {
 		t.Errorf("%s: %d requests, ranges of %d bytes; want at most %d and %d%s", what, len(all), sum, requests, size, b.String())
-	}
-}
-
-// unmounted unmounts dir and waits until the daemon knows.
-func (r *running) unmounted(t testing.TB, dir, mountID string) {
-	t.Helper()
-	if err := unix.Unmount(dir, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.client.WaitGone(testContext(t), mountID); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -177,7 +177,7 @@ func TestSealed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.unmounted(t, dir, m.ID)
+		unmounted(t, d.client, m)
 	}
 	m, err := mountAs(testContext(t), d.client, good.ref, dir, sealed)
 	if err != nil {
@@ -186,7 +186,7 @@ func TestSealed(t *testing.T) {
 	reg.Forget()
 	wantTree(t, dir, files)
 	asked(t, reg, "a sealed mount", 0, 0)
-	d.unmounted(t, dir, m.ID)
+	unmounted(t, d.client, m)
 	if _, err := mountAs(testContext(t), d.client, bad.ref, dir, sealed); fault.KindOf(err) != fault.Integrity {
 		t.Errorf("an image that lies of its layer: %v", err)
 	}
