@@ -373,10 +373,11 @@ func (l *Layer) Spans() (*span.Table, error) {
 }
 
 // Skeleton returns what the layer's stream holds beside payload, as our own
-// table of contents has it; fault.Invalid if it is not kept.
+// table of contents has it; fault.Invalid if it is not kept, or not proven: what
+// somebody else said is not to be said again in our name.
 func (l *Layer) Skeleton() ([]byte, error) {
 	info := l.Info()
-	if info.Table.Sum == "" || info.tableFile() != skeletonFile {
+	if !info.Sealed || info.Table.Sum == "" || info.tableFile() != skeletonFile {
 		return nil, fault.New(fault.Invalid, "layer %s has no skeleton", info.Key.Short())
 	}
 	return readSummed(filepath.Join(l.s.layerDir(info.Key), skeletonFile), info.Table)

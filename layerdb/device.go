@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -43,7 +44,7 @@ func (d *Data) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 	}
 	for {
 		if f := d.lazy.Load(); f != nil {
-			return f.Fill(ctx, off, n)
+			return f.Fill(ctx, off, n, math.MaxInt64)
 		}
 		// Between the two an eviction may have come.
 		if f := d.whole.Load(); f != nil {

@@ -218,7 +218,8 @@ func (s *Store) evictable() []id.LayerKey {
 	defer s.mu.Unlock()
 	var list []*layer
 	for k, l := range s.layers {
-		if !pins[k] && l.info.Damage == "" && l.disk > 0 && l.keptLocked() == nil {
+		claimed := l.sealing || len(l.work) > 0 // would be fetched again at once
+		if !pins[k] && !claimed && l.info.Damage == "" && l.disk > 0 && l.keptLocked() == nil {
 			list = append(list, l)
 		}
 	}

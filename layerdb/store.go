@@ -59,8 +59,8 @@ type Options struct {
 	// CacheLimit is how many bytes the data files may take on disk before
 	// those used least recently are evicted; 0 is no limit.
 	CacheLimit int64
-	// Bad is called, on a goroutine of its own, when a layer is found not to
-	// be what its index or its image says; nil: not.
+	// Bad is called, without a lock, when a layer is found not to be what its
+	// index or its image says; nil: not.
 	Bad func(l LayerInfo, why error)
 }
 
