@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"context"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ func BenchmarkFillHot(b *testing.B) {
 		f := create(b, b.TempDir(), x.options(&script{}))
 		ctx := context.Background()
 		for off := int64(0); off < int64(len(x.data)); off += 100 {
-			if _, err := f.Fill(ctx, off, 100); err != nil {
+			if _, err := f.Fill(ctx, off, 100, math.MaxInt64); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -33,7 +34,7 @@ func BenchmarkFillHot(b *testing.B) {
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
-				if _, err := f.Fill(ctx, at[i&(len(at)-1)], 4096); err != nil {
+				if _, err := f.Fill(ctx, at[i&(len(at)-1)], 4096, math.MaxInt64); err != nil {
 					b.Fatal(err)
 				}
 				i++

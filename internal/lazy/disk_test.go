@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -116,7 +117,7 @@ func TestWholeFile(t *testing.T) {
 	o.Size = int64(len(annex))
 	f := open(t, dir, o)
 	x.check(t, f, 0, int64(len(x.data)))
-	if _, err := f.Fill(context.Background(), int64(len(x.data)), 5); err != nil || !f.Whole() {
+	if _, err := f.Fill(context.Background(), int64(len(x.data)), 5, math.MaxInt64); err != nil || !f.Whole() {
 		t.Error(err)
 	}
 	if err := f.Complete(context.Background(), nil); err != nil {
@@ -138,7 +139,7 @@ func TestEvict(t *testing.T) {
 	dir := t.TempDir()
 	f := create(t, dir, x.options(s))
 	x.check(t, f, 0, int64(len(x.data)))
-	held, err := f.Fill(context.Background(), 0, 10)
+	held, err := f.Fill(context.Background(), 0, 10, math.MaxInt64)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +285,7 @@ func TestClosed(t *testing.T) {
 		return ctx.Err()
 	}
 	got := make(chan error, 1)
-	go func() { _, err := f.Fill(context.Background(), 0, 10); got <- err }()
+	go func() { _, err := f.Fill(context.Background(), 0, 10, math.MaxInt64); got <- err }()
 	<-block
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
@@ -292,7 +293,7 @@ func TestClosed(t *testing.T) {
 	if err := <-got; err != errClosed {
 		t.Error(err)
 	}
-	if _, err := f.Fill(context.Background(), 0, 10); err != errClosed {
+	if _, err := f.Fill(context.Background(), 0, 10, math.MaxInt64); err != errClosed {
 		t.Error(err)
 	}
 }

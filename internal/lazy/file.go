@@ -48,6 +48,7 @@ type File struct {
 	spill    *contents  // in memory: what the disk had no space for; nil: nothing
 	requests []*request // under way, by age
 	waiters  []*waiter
+	readers  []reader // by last use
 }
 
 // Create makes the files of a File that has no bytes yet, synced. It uses of o
@@ -219,11 +220,13 @@ func (f *File) condemn(err error) {
 		f.now.Load().ready[i].Store(0)
 	}
 	f.spill = nil
-	f.wakeLocked(0, f.at.n, false, err)
 	f.mu.Unlock()
-	f.cancel()
 	f.log.Error("layer is not what it claims to be", "dir", f.dir, "err", err)
 	if f.o.Bad != nil {
 		f.o.Bad(err)
 	}
+	f.cancel()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wakeLocked(0, f.at.n, false, err)
 }

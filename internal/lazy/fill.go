@@ -12,7 +12,10 @@ import (
 // as long as it is referred to. It waits for those that are missing; if ctx
 // ends it returns ctx's error, and with a ctx that ended before, it never
 // waits. The caller must not close the file.
-func (f *File) Fill(ctx context.Context, off, n int64) (*os.File, error) {
+//
+// Who reads on is not expected to pass end, where his file's bytes end, unless
+// several files were read in the order of the data.
+func (f *File) Fill(ctx context.Context, off, n, end int64) (*os.File, error) {
 	if off < 0 || n < 0 || off > math.MaxInt64-n {
 		return nil, fmt.Errorf("layer has no bytes %d+%d", off, n)
 	}
@@ -24,7 +27,7 @@ func (f *File) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 	if c.isReady(i, j) {
 		return c.data, nil
 	}
-	c, err := f.await(ctx, &want{lo: i, hi: j})
+	c, err := f.await(ctx, &want{lo: i, hi: j, end: max(end, off+n), now: true})
 	if err != nil {
 		return nil, err
 	}
@@ -33,8 +36,11 @@ func (f *File) Fill(ctx context.Context, off, n int64) (*os.File, error) {
 
 // want is what somebody waits for.
 type want struct {
-	lo, hi int  // spans
-	raw    bool // no need for them to be proven
+	lo, hi int   // spans
+	end    int64 // of the file, in the data
+	stop   int   // span at which reading ahead ends; 0: not known yet
+	raw    bool  // no need for the spans to be proven
+	now    bool  // somebody waits
 }
 
 // waiter waits for one span.
@@ -54,12 +60,15 @@ func (f *File) await(ctx context.Context, w *want) (*contents, error) {
 			return nil, f.bad
 		}
 		c, s := f.now.Load(), f.spill
+		if w.stop == 0 {
+			w.stop = f.stopLocked(c, w)
+		}
 		first, where := f.lookLocked(w)
 		switch where {
 		case present:
 			if !w.raw {
 				f.touchLocked(c, w.lo, w.hi)
-				f.readAheadLocked(c, w.lo, w.hi)
+				f.readAheadLocked(c, w)
 			}
 			f.mu.Unlock()
 			return c, nil

@@ -3,6 +3,7 @@ package lazy
 import (
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -34,7 +35,7 @@ func TestFill(t *testing.T) {
 			if have, total := f.Present(); have != total || !f.Whole() {
 				t.Fatalf("%d of %d present", have, total)
 			}
-			if file, err := f.Fill(ended, 0, size); err != nil || file == nil {
+			if file, err := f.Fill(ended, 0, size, math.MaxInt64); err != nil || file == nil {
 				t.Fatal(err)
 			}
 		})
@@ -67,11 +68,11 @@ func TestFillRefuses(t *testing.T) {
 	x := newFixture(t, shape{spans: 3, size: 100})
 	f := create(t, t.TempDir(), x.options(&script{}))
 	for _, r := range []Range{{-1, 1}, {0, -1}, {1 << 62, 1 << 62}} {
-		if _, err := f.Fill(context.Background(), r.Off, r.Len); err == nil {
+		if _, err := f.Fill(context.Background(), r.Off, r.Len, math.MaxInt64); err == nil {
 			t.Errorf("filled %v", r)
 		}
 	}
-	if _, err := f.Fill(ended, 0, 1); !errors.Is(err, context.Canceled) {
+	if _, err := f.Fill(ended, 0, 1, math.MaxInt64); !errors.Is(err, context.Canceled) {
 		t.Errorf("with an ended context: %v", err)
 	}
 }

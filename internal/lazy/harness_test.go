@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -230,7 +231,7 @@ func (x *fixture) check(t testing.TB, f *File, off, n int64) {
 }
 
 func (x *fixture) compare(f *File, off, n int64) error {
-	file, err := f.Fill(context.Background(), off, n)
+	file, err := f.Fill(context.Background(), off, n, math.MaxInt64)
 	if err != nil {
 		return err
 	}

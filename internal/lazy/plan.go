@@ -10,6 +10,8 @@ const (
 	mostLink     = 16 << 20
 	leastWindow  = 8 << 20 // the most that is read ahead, on the slowest link
 	mostWindow   = 64 << 20
+	manyFiles    = 3         // files read in a row that make more of them certain
+	maxReaders   = 8         // that are told apart
 	manySpans    = 16        // spans used in a row that make more of them certain
 	groupData    = 256 << 10 // bytes of data, of small spans that are decoded and written as one
 	groupGap     = 4 << 10   // bytes of data, or of blob, between spans of a group
@@ -28,7 +30,7 @@ func (f *File) window() int64 {
 // of the blob was used, the rest will be too.
 func (f *File) lookahead(c *contents, i int) int64 {
 	most := f.window()
-	if c.used*3 >= f.o.Table.BlobSize() {
+	if f.mostUsed(c) {
 		return most
 	}
 	n, failed := 0, 0
@@ -44,6 +46,43 @@ func (f *File) lookahead(c *contents, i int) int64 {
 		ahead = max(ahead, f.link.Load())
 	}
 	return min(ahead, most)
+}
+
+// mostUsed reports whether half of the blob was used.
+func (f *File) mostUsed(c *contents) bool { return 2*c.used >= f.o.Table.BlobSize() }
+
+// reader is one of those who read in the order of the data, file by file.
+type reader struct {
+	end   int64 // of the file that it reads
+	files int   // read before that one
+}
+
+// stopLocked returns the span at which reading ahead ends for w: that where its
+// file ends, unless its reader has gone from file to file.
+func (f *File) stopLocked(c *contents, w *want) int {
+	if w.raw {
+		return w.hi
+	}
+	at := slices.IndexFunc(f.readers, func(r reader) bool {
+		return r.end == w.end || f.at.ends[w.lo] > r.end && c.isReady(f.at.find(r.end), w.lo)
+	})
+	var r reader
+	if at >= 0 {
+		r = f.readers[at]
+		f.readers = slices.Delete(f.readers, at, at+1)
+	} else if len(f.readers) == maxReaders {
+		f.readers = slices.Delete(f.readers, 0, 1)
+	}
+	if at >= 0 && r.end != w.end {
+		r.files++
+	}
+	r.end = w.end
+	f.readers = append(f.readers, r)
+	if r.files >= manyFiles || f.mostUsed(c) {
+		return f.at.n
+	}
+	_, stop := f.at.covering(w.end-1, w.end)
+	return max(stop, w.hi)
 }
 
 // blobBytes returns how much of the blob the spans [i, j) take.
@@ -141,21 +180,22 @@ func (f *File) missingEnd(c *contents, w *want, i int) int {
 	if w.raw {
 		return end
 	}
-	ahead := max(f.lookahead(c, i), leastRequest-f.blobBytes(i, end))
+	from := t.At(end - 1).To
 	limit := f.freeLocked(end, c.have.next(end, f.at.n, true))
-	return f.reach(end, limit, t.At(end-1).To, ahead)
+	least := f.reach(end, limit, from, leastRequest-f.blobBytes(i, end))
+	return max(least, f.reach(end, min(limit, w.stop), from, f.lookahead(c, i)))
 }
 
 // readAheadLocked has the spans brought that are likely to be asked for after
-// [i, j), which somebody just asked for.
-func (f *File) readAheadLocked(c *contents, i, j int) {
-	ahead := f.lookahead(c, i)
-	if ahead == 0 {
+// those of w, which somebody just asked for.
+func (f *File) readAheadLocked(c *contents, w *want) {
+	ahead := f.lookahead(c, w.lo)
+	if ahead == 0 || w.stop <= w.hi {
 		return
 	}
-	from := f.o.Table.At(j - 1).To
-	limit := f.reach(j, f.at.n, from, ahead)
-	k := f.unclaimedLocked(c, j, limit)
+	from := f.o.Table.At(w.hi - 1).To
+	limit := f.reach(w.hi, w.stop, from, ahead)
+	k := f.unclaimedLocked(c, w.hi, limit)
 	if k == limit || f.o.Table.At(k).From-from > ahead/2 {
 		return
 	}

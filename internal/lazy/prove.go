@@ -95,7 +95,7 @@ type proofReader struct {
 // ReadAt implements [io.ReaderAt].
 func (r *proofReader) ReadAt(p []byte, off int64) (int, error) {
 	i, j := r.f.at.covering(off, off+int64(len(p)))
-	c, err := r.f.await(r.ctx, &want{lo: i, hi: j, raw: true})
+	c, err := r.f.await(r.ctx, &want{lo: i, hi: j, raw: true, now: true})
 	if err == nil {
 		var n int
 		if n, err = c.data.ReadAt(p, off); err == nil || err == io.EOF {

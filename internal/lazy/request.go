@@ -17,6 +17,7 @@ type request struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	prove  int           // spans before it only get raw
+	urgent bool          // will be waited for soon
 	wanted chan struct{} // capacity 1: somebody began to wait
 	moved  chan struct{} // capacity 1: spans came in
 	done   chan struct{} // closed at the end
@@ -74,6 +75,7 @@ func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
 	case f.o.Proof == nil:
 	case w.raw:
 		r.prove = hi
+		r.urgent = w.now
 	default:
 		// What proves the first span may stand before it.
 		h := f.at.find(f.o.Proof.Start(f.o.Table.At(lo).Off))
@@ -83,7 +85,7 @@ func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
 		if h == lo-1 {
 			r.next = h
 		} else {
-			f.startLocked(c, h, h+1, &want{raw: true})
+			f.startLocked(c, h, h+1, &want{raw: true, now: w.now})
 		}
 	}
 	r.ctx, r.cancel = context.WithCancel(f.ctx)
@@ -345,9 +347,9 @@ func (s *stream) open(from int64) error {
 	return nil
 }
 
-// isHot reports whether somebody waits for r.
+// isHot reports whether somebody waits for r, or is about to.
 func (f *File) isHot(r *request) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return r.waiting > 0
+	return r.urgent || r.waiting > 0
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -149,9 +150,9 @@ func TestInterrupted(t *testing.T) {
 		one, stopOne := context.WithCancel(context.Background())
 		two, stopTwo := context.WithCancel(context.Background())
 		errs := make(chan error, 2)
-		go func() { _, err := f.Fill(one, 0, 1); errs <- err }()
+		go func() { _, err := f.Fill(one, 0, 1, math.MaxInt64); errs <- err }()
 		synctest.Wait()
-		go func() { _, err := f.Fill(two, 1, 1); errs <- err }()
+		go func() { _, err := f.Fill(two, 1, 1, math.MaxInt64); errs <- err }()
 		synctest.Wait()
 		stopOne()
 		if err := <-errs; !errors.Is(err, context.Canceled) {
@@ -343,7 +344,7 @@ func TestFailureIsNotRemembered(t *testing.T) {
 			o := x.options(s)
 			fail(&o, s, down)
 			f := create(t, t.TempDir(), o)
-			if _, err := f.Fill(context.Background(), 0, 1); !errors.Is(err, down) {
+			if _, err := f.Fill(context.Background(), 0, 1, math.MaxInt64); !errors.Is(err, down) {
 				t.Fatalf("%v", err)
 			}
 			if err := f.Complete(context.Background(), nil); !errors.Is(err, down) {
@@ -359,7 +360,7 @@ func TestFailureIsNotRemembered(t *testing.T) {
 		f := create(t, t.TempDir(), x.options(s))
 		f.o.Source = nil
 		f.source.ask = func(context.Context) (Source, error) { return short{s}, nil }
-		if _, err := f.Fill(context.Background(), 0, 1); !errors.Is(err, io.ErrUnexpectedEOF) {
+		if _, err := f.Fill(context.Background(), 0, 1, math.MaxInt64); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatalf("%v", err)
 		}
 	})
@@ -370,4 +371,52 @@ type short struct{ *script }
 
 func (s short) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	return s.script.Range(ctx, off, n-1)
+}
+
+// Reading ahead ends where the file ends, unless files are read one after the
+// other.
+func TestReadAheadEndsWithTheFile(t *testing.T) {
+	const span, file = 100 << 10, 1 << 20
+	x := newFixture(t, shape{spans: 200, size: span})
+	s := &script{rtt: ms(20), rate: 125e6}
+	bubble(t, x, s, func(t *testing.T, f *File) {
+		read := func(k int64) {
+			for off := k * file; off < (k+1)*file; off += 64 << 10 {
+				if _, err := f.Fill(context.Background(), off, 64<<10, (k+1)*file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(time.Second)
+		}
+		read(5)
+		if have := f.PresentIn(0, int64(len(x.data))); have != 1100<<10 { // of 5.0 to 6.05 MiB
+			t.Errorf("%d KiB fetched for a file of 1 MiB", have>>10)
+		}
+		n := len(s.opened())
+		for k := int64(6); k < 14; k++ {
+			read(k)
+		}
+		if more := len(s.opened()) - n; more > 20 {
+			t.Errorf("%d requests for 8 files read in a row", more)
+		}
+	})
+}
+
+// A span and the one that proves it are asked for at the same time.
+func TestProofTakesNoTime(t *testing.T) {
+	x := newFixture(t, shape{spans: 100, size: 100 << 10})
+	dir := t.TempDir()
+	s := &script{rtt: ms(20)}
+	synctest.Test(t, func(t *testing.T) {
+		o := x.options(s)
+		o.Proof = &headers{index: x.data, size: 3<<20 + 5}
+		f := create(t, dir, o)
+		for i, off := range []int64{9 << 20, 4 << 20} {
+			began := time.Now()
+			x.check(t, f, off, 100)
+			if d := time.Since(began); d != ms(20) {
+				t.Errorf("read %d took %v", i, d)
+			}
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -71,7 +72,7 @@ func TestWrongBytesEverywhere(t *testing.T) {
 				}
 			}
 			s.change = flip(33 << 10)
-			if _, err := f.Fill(context.Background(), 35<<10, 10); fault.KindOf(err) != fault.Integrity {
+			if _, err := f.Fill(context.Background(), 35<<10, 10, math.MaxInt64); fault.KindOf(err) != fault.Integrity {
 				t.Fatalf("%v", err)
 			}
 			if err := f.Complete(context.Background(), nil); fault.KindOf(err) != fault.Integrity {
@@ -106,13 +107,13 @@ func TestTableThatLies(t *testing.T) {
 	var why error
 	o.Bad = func(err error) { why = err }
 	f := create(t, t.TempDir(), o)
-	if _, err := f.Fill(context.Background(), 0, 10); fault.KindOf(err) != fault.Integrity {
+	if _, err := f.Fill(context.Background(), 0, 10, math.MaxInt64); fault.KindOf(err) != fault.Integrity {
 		t.Fatal(err)
 	}
 	if why == nil {
 		t.Error("nobody was told")
 	}
-	if _, err := f.Fill(context.Background(), 0, 10); !errors.Is(err, why) {
+	if _, err := f.Fill(context.Background(), 0, 10, math.MaxInt64); !errors.Is(err, why) {
 		t.Error(err)
 	}
 	if err := f.Complete(context.Background(), nil); !errors.Is(err, why) {
@@ -211,10 +212,10 @@ func TestIndexThatLies(t *testing.T) {
 	o.Bad = func(error) { told.Add(1) }
 	f := create(t, t.TempDir(), o)
 	x.check(t, f, 0, 10)
-	if _, err := f.Fill(context.Background(), 52000, 10); err == nil || !strings.Contains(err.Error(), "header at 50000") {
+	if _, err := f.Fill(context.Background(), 52000, 10, math.MaxInt64); err == nil || !strings.Contains(err.Error(), "header at 50000") {
 		t.Fatal(err)
 	}
-	if _, err := f.Fill(context.Background(), 0, 10); err == nil {
+	if _, err := f.Fill(context.Background(), 0, 10, math.MaxInt64); err == nil {
 		t.Error("bytes of a bad layer are served")
 	}
 	if told.Load() != 1 {
@@ -238,7 +239,7 @@ func TestProofWithoutNetwork(t *testing.T) {
 	o.Proof = &headers{index: x.data, size: 3<<20 + 5}
 	o.Bad = func(err error) { t.Error(err) }
 	f := create(t, t.TempDir(), o)
-	if _, err := f.Fill(context.Background(), 9<<20, 100); !errors.Is(err, down) {
+	if _, err := f.Fill(context.Background(), 9<<20, 100, math.MaxInt64); !errors.Is(err, down) {
 		t.Fatal(err)
 	}
 	s.open = nil
