@@ -319,6 +319,25 @@ func (a *arrival) lazily(ctx context.Context, i int, d toc.Descriptor) (id.Layer
 	return a.e.layers.Import(ctx, layerdb.ImportSpec{Desc: d, Index: x, Scope: scope})
 }
 
+// describe completes an image whose manifest states no diffIDs, and no config,
+// by those of its layers.
+func (a *arrival) describe(keys []id.LayerKey) error {
+	if !a.img.Schema1 {
+		return nil
+	}
+	diffs := make([]id.DiffID, len(keys))
+	for i, k := range keys {
+		l, err := a.e.layers.Info(k)
+		if err != nil {
+			return err
+		}
+		diffs[i], a.img.Layers[i].DiffID = l.DiffID, l.DiffID
+	}
+	config, err := a.img.ConfigOf(diffs)
+	a.img.Config, a.img.ID = config, id.ImageIDOf(config)
+	return err
+}
+
 // blobReader is a blob as package toc reads it.
 type blobReader struct{ b *fetch.Blob }
 

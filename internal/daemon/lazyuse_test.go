@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -258,5 +259,80 @@ func TestTraceBeside(t *testing.T) {
 	unmounted(t, d.client, m)
 	if _, err := d.client.Remove(testContext(t), img.ref, false); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSchema1 mounts an image of Docker's first schema, which states no diffIDs:
+// regression 25.
+func TestSchema1(t *testing.T) {
+	needFUSE(t)
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	below, above := gzipped(t, tarOf(t, content{"a/one": "1", "a/two": "2"})), gzipped(t, tarOf(t, content{"a/two": "changed"}))
+	empty := gzipped(t, make([]byte, 1024))
+	var blobs, past []map[string]string
+	for i, l := range []testLayer{above, empty, below} { // the uppermost first
+		blobs = append(blobs, map[string]string{"blobSum": string(reg.PutBlob(t, l.blob))})
+		c := map[string]string{"id": strings.Repeat(fmt.Sprint(3-i), 64), "os": "linux", "architecture": runtime.GOARCH, "created": "2014-01-02T03:04:05Z"}
+		if i < 2 {
+			c["parent"] = strings.Repeat(fmt.Sprint(2-i), 64)
+		}
+		past = append(past, map[string]string{"v1Compatibility": string(marshal(t, c))})
+	}
+	reg.PutManifest(t, "x", "1", "application/vnd.docker.distribution.manifest.v1+json", marshal(t, map[string]any{
+		"schemaVersion": 1, "name": "x", "tag": "1", "architecture": runtime.GOARCH, "fsLayers": blobs, "history": past,
+	}))
+	d := runDaemon(t, Options{})
+	dir := mountDir(t)
+	m, err := mountAs(testContext(t), d.client, reg.Host+"/x:1", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTree(t, dir, content{"a/one": "1", "a/two": "changed"})
+	unmounted(t, d.client, m)
+	reg.Forget()
+	if m, err = mountAs(testContext(t), d.client, reg.Host+"/x:1", dir); err != nil {
+		t.Fatal(err)
+	}
+	asked(t, reg, "what is known", 0, 0)
+	unmounted(t, d.client, m)
+	img, err := d.client.Inspect(testContext(t), reg.Host+"/x:1")
+	if err != nil || len(img.RootFS.Layers) != 3 || img.RootFS.Layers[0] != below.diff || img.RootFS.Layers[2] != above.diff {
+		t.Errorf("inspect: %+v, %v", img, err)
+	}
+}
+
+// TestCacheLimit keeps a store within its limit: what was read longest ago is
+// dropped, of layers that were streamed, too, and comes again by ranges.
+func TestCacheLimit(t *testing.T) {
+	needFUSE(t)
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	var images []*pushed
+	var trees []content
+	for i := range 3 {
+		trees = append(trees, bigTree(uint64(20+i)))
+		images = append(images, pushImage(t, reg, "x", fmt.Sprint(i), gzipped(t, tarOf(t, trees[i]))))
+	}
+	d := runDaemon(t, Options{CacheLimit: 30 << 20}) // a tree has 18 MiB
+	dir := mountDir(t)
+	for range 2 {
+		reg.Forget()
+		for i, img := range images {
+			m, err := mountAs(testContext(t), d.client, img.ref, dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantTree(t, dir, trees[i])
+			unmounted(t, d.client, m)
+		}
+	}
+	ranges := 0
+	for _, q := range reg.Requests(imgtest.KindBlob) {
+		if q.Header.Get("Range") == "" {
+			t.Errorf("%s was fetched whole again", q.URL.Path)
+		}
+		ranges++
+	}
+	if ranges == 0 {
+		t.Error("three layers stayed where one has room")
 	}
 }

@@ -116,6 +116,9 @@ func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.Pu
 	if err != nil {
 		return res, err
 	}
+	if err := a.describe(keys); err != nil {
+		return res, err
+	}
 	res.ImageID, res.Digest = a.img.ID, a.img.Digest
 	res.UpToDate, err = e.putImage(ref, a.img, keys)
 	if err != nil {
