@@ -56,7 +56,7 @@ type file struct {
 	fill func(ctx context.Context, off, n int64) error // nil: present
 }
 
-func (f *file) Fill(ctx context.Context, off, n int64) (*os.File, error) {
+func (f *file) Fill(ctx context.Context, off, n, _ int64) (*os.File, error) {
 	if f.fill == nil {
 		return f.f, nil
 	}

@@ -86,7 +86,7 @@ func TestChain(t *testing.T) {
 			t.Errorf("path %d: %s: %v", i, path, err)
 		}
 	}
-	if _, err := c.Data()[0].Fill(ctx, 0, 512); err != nil {
+	if _, err := c.Data()[0].Fill(ctx, 0, 512, 512); err != nil {
 		t.Error(err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -37,14 +36,14 @@ func (d *Data) Key() id.LayerKey { return d.key }
 
 // Fill returns the file that holds the n bytes at off, and will for as long as
 // it is referred to. It waits for those that are missing; with a ctx that ended
-// before, it never waits.
-func (d *Data) Fill(ctx context.Context, off, n int64) (*os.File, error) {
+// before, it never waits. Who reads on reads up to end, as a rule.
+func (d *Data) Fill(ctx context.Context, off, n, end int64) (*os.File, error) {
 	if err := d.bad.Load(); err != nil {
 		return nil, *err
 	}
 	for {
 		if f := d.lazy.Load(); f != nil {
-			return f.Fill(ctx, off, n, math.MaxInt64)
+			return f.Fill(ctx, off, n, end)
 		}
 		// Between the two an eviction may have come.
 		if f := d.whole.Load(); f != nil {
@@ -103,7 +102,7 @@ type dataReader struct {
 }
 
 func (r dataReader) ReadAt(p []byte, off int64) (int, error) {
-	f, err := r.d.Fill(r.ctx, off, int64(len(p)))
+	f, err := r.d.Fill(r.ctx, off, int64(len(p)), r.d.size)
 	if err != nil {
 		return 0, err
 	}

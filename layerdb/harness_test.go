@@ -142,7 +142,7 @@ func readFile(img *erofs.Image, data []*Data, name string) ([]byte, error) {
 			return nil, err
 		}
 		if !e.Hole {
-			f, err := data[e.Device].Fill(context.Background(), int64(e.Off), int64(e.Len))
+			f, err := data[e.Device].Fill(context.Background(), int64(e.Off), int64(e.Len), int64(e.Off+e.Len))
 			if err != nil {
 				return nil, err
 			}

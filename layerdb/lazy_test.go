@@ -129,7 +129,7 @@ func TestEvictPassed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			before, err := l.Data().Fill(ctx, 0, 512)
+			before, err := l.Data().Fill(ctx, 0, 512, 512)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -312,7 +312,7 @@ func TestLies(t *testing.T) {
 			if why := <-told; !strings.Contains(why.Error(), tt.err) || len(told) > 0 {
 				t.Errorf("told of %v, want %q, once", why, tt.err)
 			}
-			if _, err := c.Data()[0].Fill(ctx, 0, 512); err == nil {
+			if _, err := c.Data()[0].Fill(ctx, 0, 512, 512); err == nil {
 				t.Error("an open mount still reads it")
 			}
 			for range 2 {

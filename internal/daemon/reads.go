@@ -84,24 +84,24 @@ type device struct {
 }
 
 // Fill implements lower.Data.
-func (d *device) Fill(ctx context.Context, off, n int64) (*os.File, error) {
+func (d *device) Fill(ctx context.Context, off, n, end int64) (*os.File, error) {
 	if t := d.reads.trace; t != nil {
 		t.note(d.index, off, n)
 	}
-	f, err := d.data.Fill(d.reads.ended, off, n)
+	f, err := d.data.Fill(d.reads.ended, off, n, end)
 	if err == nil {
 		return f, nil
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return d.await(ctx, off, n)
+	return d.await(ctx, off, n, end)
 }
 
 // await is Fill for what is not here.
-func (d *device) await(ctx context.Context, off, n int64) (*os.File, error) {
+func (d *device) await(ctx context.Context, off, n, end int64) (*os.File, error) {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		f, err := d.try(ctx, off, n)
+		f, err := d.try(ctx, off, n, end)
 		if d.pulse.last(d.reads.born).After(d.reads.born) {
 			d.reads.met.Store(true)
 		}
@@ -141,7 +141,7 @@ func (d *device) rest(since time.Time) time.Duration {
 var errSilent = errors.New("nothing arrives")
 
 // try fills once, for as long as bytes arrive.
-func (d *device) try(ctx context.Context, off, n int64) (*os.File, error) {
+func (d *device) try(ctx context.Context, off, n, end int64) (*os.File, error) {
 	start := time.Now()
 	bear := max(d.rest(d.pulse.start(start)), silence)
 	within, cancel := context.WithCancelCause(ctx)
@@ -163,7 +163,7 @@ func (d *device) try(ctx context.Context, off, n int64) (*os.File, error) {
 			timer.Reset(rest)
 		}
 	}()
-	f, err := d.data.Fill(within, off, n)
+	f, err := d.data.Fill(within, off, n, end)
 	if err != nil && ctx.Err() == nil && context.Cause(within) == errSilent {
 		return nil, fault.New(fault.Network, "layer %s: %w for %s", d.blob.Short(), errSilent, bear)
 	}

@@ -18,14 +18,15 @@ type Data interface {
 	// and the file that they are in: in that file they stay, even if the store
 	// goes on with another. It returns an error when they will not be present,
 	// or ctx's when the caller gives up waiting; the work goes on without it.
-	Fill(ctx context.Context, off, n int64) (*os.File, error)
+	// Who reads on reads up to end, where the extent of his file ends.
+	Fill(ctx context.Context, off, n, end int64) (*os.File, error)
 }
 
 // Read fills buf from byte off of a regular file. It returns less than
 // len(buf) only at the end of the file, and never invents a byte.
 func (t *Tree) Read(ctx context.Context, n erofs.NID, off uint64, buf []byte) (int, error) {
-	return t.readWith(n, off, buf, func(d Data, dst []byte, at int64) error {
-		f, err := d.Fill(ctx, at, int64(len(dst)))
+	return t.readWith(n, off, buf, func(d Data, dst []byte, at, end int64) error {
+		f, err := d.Fill(ctx, at, int64(len(dst)), end)
 		if err != nil {
 			return err
 		}
@@ -42,7 +43,7 @@ func (t *Tree) Read(ctx context.Context, n erofs.NID, off uint64, buf []byte) (i
 
 // readWith walks the extents of buf's range: holes become zeros, all else is
 // copied by pread.
-func (t *Tree) readWith(n erofs.NID, off uint64, buf []byte, pread func(d Data, dst []byte, at int64) error) (int, error) {
+func (t *Tree) readWith(n erofs.NID, off uint64, buf []byte, pread func(d Data, dst []byte, at, end int64) error) (int, error) {
 	done := 0
 	for done < len(buf) {
 		e, err := t.img.Extent(n, off+uint64(done))
@@ -62,7 +63,7 @@ func (t *Tree) readWith(n erofs.NID, off uint64, buf []byte, pread func(d Data, 
 		case e.Device >= len(t.data):
 			return 0, fmt.Errorf("%w: no device %d", erofs.ErrCorrupt, e.Device)
 		default:
-			if err := pread(t.data[e.Device], dst, int64(e.Off)); err != nil {
+			if err := pread(t.data[e.Device], dst, int64(e.Off), int64(e.Off+e.Len)); err != nil {
 				return 0, err
 			}
 		}
@@ -78,8 +79,8 @@ func (t *Tree) TryRead(blind *atomic.Bool, n erofs.NID, off uint64, buf []byte) 
 	if blind.Load() {
 		return 0, false
 	}
-	done, err := t.readWith(n, off, buf, func(d Data, dst []byte, at int64) error {
-		f, err := d.Fill(t.ended, at, int64(len(dst)))
+	done, err := t.readWith(n, off, buf, func(d Data, dst []byte, at, end int64) error {
+		f, err := d.Fill(t.ended, at, int64(len(dst)), end)
 		if err != nil {
 			return err
 		}

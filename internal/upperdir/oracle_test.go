@@ -22,7 +22,7 @@ import (
 // file is a device of a chain.
 type file struct{ f *os.File }
 
-func (d file) Fill(context.Context, int64, int64) (*os.File, error) { return d.f, nil }
+func (d file) Fill(context.Context, int64, int64, int64) (*os.File, error) { return d.f, nil }
 
 // chainOf makes the chain of layers given as tars, lowest first.
 func chainOf(t *testing.T, tars ...[]byte) *lower.Tree {

@@ -34,7 +34,7 @@ type countedData struct {
 	fill  func(ctx context.Context, off, n int64) error // nil: present
 }
 
-func (d *countedData) Fill(ctx context.Context, off, n int64) (*os.File, error) {
+func (d *countedData) Fill(ctx context.Context, off, n, _ int64) (*os.File, error) {
 	d.bytes.Add(n)
 	if d.fill != nil {
 		return d.f, d.fill(ctx, off, n)

@@ -340,7 +340,7 @@ func (u *Union) extents(ctx context.Context, nid erofs.NID, from, n int64, do fu
 			if err != nil {
 				return fmt.Errorf("lower file: %w", err)
 			}
-			if src, err = d.Fill(ctx, int64(e.Off), piece); err != nil {
+			if src, err = d.Fill(ctx, int64(e.Off), piece, int64(e.Off+e.Len)); err != nil {
 				return err
 			}
 		}

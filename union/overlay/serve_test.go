@@ -57,7 +57,7 @@ type server struct {
 // fullData is a layer's data file, all there.
 type fullData struct{ f *os.File }
 
-func (d fullData) Fill(context.Context, int64, int64) (*os.File, error) { return d.f, nil }
+func (d fullData) Fill(context.Context, int64, int64, int64) (*os.File, error) { return d.f, nil }
 
 // openLower opens what buildTars wrote.
 func openLower(dir string) (*lower.Tree, func(), error) {
