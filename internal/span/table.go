@@ -242,6 +242,14 @@ type part struct {
 	dst  []byte
 }
 
+// DataSum returns the SHA-256 of span i's data, if the table has it.
+func (t *Table) DataSum(i int) (sum [sha256.Size]byte, ok bool) {
+	if _, data := t.digests(i); data != nil {
+		return [sha256.Size]byte(data), true
+	}
+	return sum, false
+}
+
 // digests returns the digests of span i, nil for those it has not.
 func (t *Table) digests(i int) (blob, data []byte) {
 	r := t.rest[i]
