@@ -40,6 +40,7 @@ type File struct {
 	now    atomic.Pointer[contents] // replaced under mu
 	link   atomic.Int64             // blob bytes that arrive during a round trip
 	source sourceCell
+	whole  atomic.Bool // the source gives all or nothing
 
 	evicting sync.Mutex // above mu; one eviction at a time
 

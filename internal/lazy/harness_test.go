@@ -121,7 +121,12 @@ func (s *script) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
 
 func (s *script) Blame(off, n int64) bool { return s.blame != nil && s.blame(off, n) }
-func (s *script) Whole() bool             { return s.whole }
+func (s *script) Whole() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.whole
+}
+
 func (s *script) Link() (time.Duration, float64) {
 	return s.rtt, s.rate
 }

@@ -24,13 +24,13 @@ func (f *File) land(r *request, g *group, blob []byte) {
 		l.fetchAgain(failed)
 		f.pool.free(l.data)
 	}
-	if f.o.Proof == nil || g.i < r.prove {
-		return
-	}
 	f.mu.Lock()
 	g.kept = true
+	unproven := f.o.Proof != nil && g.i >= r.prove
 	f.mu.Unlock()
-	l.prove()
+	if unproven {
+		l.prove()
+	}
 }
 
 // landing is a group that is being brought in.

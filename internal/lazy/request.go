@@ -65,8 +65,13 @@ func (r *request) lands(i int, raw bool) bool {
 
 // startLocked starts a request for spans [lo, hi).
 func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
+	whole := f.whole.Load()
+	if whole && !w.raw {
+		lo, hi = c.have.next(0, f.at.n, false), f.at.n
+	}
 	r := &request{
-		next: lo, hi: hi, prove: lo,
+		whole: whole,
+		next:  lo, hi: hi, prove: lo,
 		wanted: make(chan struct{}, 1),
 		moved:  make(chan struct{}, 1),
 		done:   make(chan struct{}),
@@ -153,6 +158,10 @@ func (f *File) read(r *request) error {
 			}
 			if err != nil {
 				f.landed(r, g)
+				if f.startOver(r) {
+					in.close()
+					continue
+				}
 				return err
 			}
 		}
@@ -162,6 +171,24 @@ func (f *File) read(r *request) error {
 			f.land(r, g, blob)
 		}()
 	}
+}
+
+// startOver has r bring all that is missing, if its source turned out to give
+// all or nothing; or nothing more, if another request does that.
+func (f *File) startOver(r *request) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r.whole || !f.whole.Load() {
+		return false
+	}
+	if slices.ContainsFunc(f.requests, func(o *request) bool { return o.whole && !o.dropped }) {
+		r.hi = r.next
+		return true
+	}
+	r.whole = true
+	r.next, r.hi = f.now.Load().have.next(0, f.at.n, false), f.at.n
+	r.prove = r.next
+	return true
 }
 
 // admit waits until r may read on: somebody waits for it, or nobody for
@@ -256,7 +283,6 @@ func (f *File) landed(r *request, g *group) {
 type stream struct {
 	f    *File
 	r    *request
-	src  Source
 	body io.ReadCloser // nil: none is open
 	pos  int64         // in the blob, of body
 	tail []byte        // the bytes before pos that the next group needs too
@@ -308,7 +334,7 @@ func (s *stream) read(g *group) ([]byte, error) {
 func (s *stream) skip(from int64) error {
 	gap := from - s.pos
 	limit := s.f.link.Load()
-	if s.r.whole {
+	if s.r.whole { // nobody else brings it faster
 		limit = math.MaxInt64
 	}
 	switch {
@@ -328,18 +354,16 @@ func (s *stream) skip(from int64) error {
 
 // open opens the range from there to the last span that r is to bring.
 func (s *stream) open(from int64) error {
-	src, err := s.f.source.get(s.r.ctx)
+	f := s.f
+	src, err := f.source.get(s.r.ctx)
 	if err != nil {
 		return err
 	}
-	s.src = src
-	s.f.mu.Lock()
-	if s.r.whole = src.Whole(); s.r.whole {
-		s.r.hi = max(s.r.hi, s.f.freeLocked(s.r.hi, s.f.at.n))
-	}
-	to := s.f.o.Table.At(s.r.hi - 1).To
-	s.f.mu.Unlock()
+	f.mu.Lock()
+	to := f.o.Table.At(s.r.hi - 1).To
+	f.mu.Unlock()
 	body, err := src.Range(s.r.ctx, from, to-from)
+	f.whole.Store(src.Whole())
 	if err != nil {
 		return fmt.Errorf("bytes %d to %d of the blob: %w", from, to, err)
 	}

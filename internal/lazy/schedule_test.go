@@ -254,6 +254,7 @@ func TestCompleteIsOneRequest(t *testing.T) {
 	bubble(t, x, s, func(t *testing.T, f *File) {
 		x.check(t, f, 1<<20, 100)
 		x.check(t, f, 9<<20, 100)
+		time.Sleep(time.Second)
 		before := len(s.opened())
 		last := int64(-1)
 		err := f.Complete(context.Background(), func(done, total int64) {
@@ -276,18 +277,36 @@ func TestCompleteIsOneRequest(t *testing.T) {
 	})
 }
 
+// A source that ignores ranges is found out by the first that fails, and gives
+// all of the blob once.
 func TestWholeSource(t *testing.T) {
-	x := newFixture(t, shape{spans: 100, size: 1 << 20})
-	s := &script{rtt: ms(20), rate: 100 << 20, whole: true}
-	bubble(t, x, s, func(t *testing.T, f *File) {
-		x.check(t, f, 0, 10)
-		x.check(t, f, 70<<20, 10)
-		x.check(t, f, 30<<20, 10)
-		x.check(t, f, 99<<20, 10)
-		if n := len(s.opened()); n != 1 {
-			t.Errorf("%d requests of a source that gives all or nothing", n)
+	for _, first := range []int64{0, 70 << 20} {
+		x := newFixture(t, shape{spans: 100, size: 1 << 20})
+		s := &script{rtt: ms(20), rate: 100 << 20}
+		s.open = func(_ context.Context, off, _ int64) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if was := s.whole; !was {
+				s.whole = true
+				if off > 8<<20 {
+					return errors.New("ranges are ignored")
+				}
+			}
+			return nil
 		}
-	})
+		bubble(t, x, s, func(t *testing.T, f *File) {
+			for _, off := range []int64{first, 70 << 20, 30 << 20, 99 << 20, 30 << 20} {
+				x.check(t, f, off, 10)
+			}
+			x.check(t, f, 0, int64(len(x.data)))
+			if s.given() > int64(len(x.blob))+1<<20 {
+				t.Errorf("%d bytes of %d fetched from a source that gives all or nothing", s.given(), len(x.blob))
+			}
+			if n := len(s.opened()); n != 2 {
+				t.Errorf("%d requests", n)
+			}
+		})
+	}
 }
 
 // Two sequential readers, and completion, share a link that is kept busy.
