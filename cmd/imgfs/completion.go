@@ -159,7 +159,7 @@ func candidates(ctx context.Context, app *cli.App, before []string, current stri
 			continue
 		}
 		if i+1 == len(before) {
-			return flagValues(ctx, root, name)
+			return flagValues(ctx, p, root, name)
 		}
 		if i++; name == "root" {
 			root = before[i]
@@ -167,7 +167,7 @@ func candidates(ctx context.Context, app *cli.App, before []string, current stri
 	}
 	if name, _, ok := strings.Cut(current, "="); ok && strings.HasPrefix(current, "--") {
 		var all []candidate
-		for _, v := range flagValues(ctx, root, name[2:]) {
+		for _, v := range flagValues(ctx, p, root, name[2:]) {
 			all = append(all, candidate{name + "=" + v.word, v.about})
 		}
 		return all
@@ -224,7 +224,7 @@ func arguments(ctx context.Context, p *permuter, root, current string) []candida
 		return []candidate{{wantDirs, ""}}
 	case "pull":
 		return append(images(ctx, root), sourceNames(current)...)
-	case "images", "inspect", "rmi", "index":
+	case "images", "inspect", "rmi", "index", "convert":
 		return images(ctx, root)
 	case "umount":
 		return mountPoints(ctx, root)
@@ -260,9 +260,16 @@ func flagNames(p *permuter) []candidate {
 }
 
 // flagValues returns the values of the flags that have few.
-func flagValues(ctx context.Context, root, name string) []candidate {
+func flagValues(ctx context.Context, p *permuter, root, name string) []candidate {
 	var values []string
+	if name == "format" && len(p.path) > 1 && p.path[0].Name == "index" && p.path[1].Name != "ls" {
+		name = "index-format" // of an index, not of what is printed
+	}
 	switch name {
+	case "index-format":
+		values = []string{engineapi.IndexOwn, engineapi.IndexSoci, engineapi.IndexSociV2}
+	case "to":
+		values = []string{engineapi.ToEstargz, engineapi.ToZstdChunked}
 	case "root", "upper-dir":
 		values = []string{wantDirs}
 	case "output", "o":

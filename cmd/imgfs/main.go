@@ -100,7 +100,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			pullCommand(), imagesCommand(), inspectCommand(), rmiCommand(), gcCommand(),
 			runCommand(), chrootCommand(), bundleCommand(),
 			diffCommand(), exportCommand(), commitCommand(),
-			indexCommand(),
+			indexCommand(), convertCommand(),
 			statusCommand(), daemonCommand(), versionCommand(), completionCommand(),
 		},
 		Action: func(c *cli.Context) error {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -133,6 +134,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"fault":      cmdFault,
 	"heal":       func(ts *testscript.TestScript, _ bool, _ []string) { of(ts).reg.Heal() },
 	"requests":   cmdRequests,
+	"fetched":    cmdFetched,
 	"fails":      cmdFails,
 	"exec-code":  cmdExecCode,
 	"configure":  cmdConfigure,
@@ -282,6 +284,28 @@ func cmdRequests(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("%d requests, want %s", n, args[0])
 	}
 	reg.Forget()
+}
+
+// fetched MAX compares the bytes of blobs that were asked for since the last
+// time.
+func cmdFetched(ts *testscript.TestScript, _ bool, args []string) {
+	most, err := strconv.ParseInt(args[0], 10, 64)
+	ts.Check(err)
+	reg := of(ts).reg
+	var sum int64
+	for _, r := range reg.Requests(imgtest.KindBlob) {
+		var first, last int64
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err != nil {
+			res, err := http.Head(reg.URL + r.URL.Path)
+			ts.Check(err)
+			last = res.ContentLength - 1
+		}
+		sum += last - first + 1
+	}
+	reg.Forget()
+	if sum > most {
+		ts.Fatalf("%d bytes were fetched, want %d at most", sum, most)
+	}
 }
 
 // fails CODE COMMAND ARGS... runs a command that must end with CODE. An error

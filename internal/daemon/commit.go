@@ -224,7 +224,7 @@ const (
 // image returns the record of the new image, its config and manifest made.
 func (m *commitment) image(e *engine) (imagedb.Image, error) {
 	img := imagedb.Image{Platform: m.base.Platform, Layers: slices.Clone(m.base.Layers)}
-	layers, err := m.descriptors(e)
+	layers, err := e.ociLayers(&m.base)
 	if err != nil {
 		return img, err
 	}
@@ -261,19 +261,19 @@ func (m *commitment) image(e *engine) (imagedb.Image, error) {
 	return img, err
 }
 
-// descriptors returns those of the base's layers, with OCI's media types. A
-// layer that came without a blob of its own, as from docker save, is its
-// uncompressed tar.
-func (m *commitment) descriptors(e *engine) ([]descriptor, error) {
+// ociLayers returns the descriptors of an image's layers, with OCI's media
+// types. A layer that came without a blob of its own, as from docker save, is
+// its uncompressed tar.
+func (e *engine) ociLayers(img *imagedb.Image) ([]descriptor, error) {
 	var old struct {
 		Layers []descriptor `json:"layers"`
 	}
-	if m.base.Manifest != nil {
-		_ = json.Unmarshal(m.base.Manifest, &old) // one of another form says nothing here
+	if img.Manifest != nil {
+		_ = json.Unmarshal(img.Manifest, &old) // one of another form says nothing here
 	}
-	keys := e.keysOf(&m.base)
-	list := make([]descriptor, 0, len(m.base.Layers)+1)
-	for i, l := range m.base.Layers {
+	keys := e.keysOf(img)
+	list := make([]descriptor, 0, len(img.Layers)+1)
+	for i, l := range img.Layers {
 		if i < len(old.Layers) && l.Blob != "" && old.Layers[i].Digest == l.Blob {
 			d := old.Layers[i]
 			d.MediaType = ociMediaType(d.MediaType)

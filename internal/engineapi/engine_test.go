@@ -20,6 +20,9 @@ import (
 
 // engine answers with what a test has put into it.
 type engine struct {
+	Indexes   // nil, as the next
+	Converter // whose routes have tests with a real engine
+
 	images  []ImageSummary
 	inspect *ImageInspect // of every name that an image has; nil: next to nothing
 	err     error         // of Inspect, Remove, GC

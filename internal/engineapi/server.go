@@ -83,6 +83,7 @@ type Engine interface {
 	Uppers
 	Contents
 	Indexes
+	Converter
 	Lifecycle
 }
 
@@ -109,6 +110,7 @@ const (
 //	GET    /imgfs/v1/changes        GET /imgfs/v1/export
 //	POST   /imgfs/v1/commit
 //	GET, POST, DELETE /imgfs/v1/indexes (POST: a stream of steps)
+//	POST   /imgfs/v1/convert (a stream of steps)
 //	GET    /imgfs/v1/status         POST /imgfs/v1/gc, /imgfs/v1/shutdown
 func NewServer(e Engine, log *slog.Logger) *http.Server {
 	s := &server{engine: e, log: log, build: ThisBuild()}
@@ -183,6 +185,8 @@ func (s *server) route(w http.ResponseWriter, r *http.Request, path string) erro
 		return job(w, r, s.engine.PushIndex)
 	case "DELETE /imgfs/v1/indexes":
 		return s.indexes(w, r, s.engine.RemoveIndexes)
+	case "POST /imgfs/v1/convert":
+		return job(w, r, s.engine.Convert)
 	case "GET /imgfs/v1/status":
 		return replyOf(w, r, s.engine.Status)
 	case "POST /imgfs/v1/gc":

@@ -2,8 +2,10 @@ package imgtest
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"sort"
 	"strconv"
@@ -22,6 +24,7 @@ import (
 //
 //	mode=0644 uid=0 gid=0 mtime=SECONDS[.FRACTION]
 //	size=N             N bytes of a pattern as data
+//	noise=N            N bytes that do not compress as data
 //	xattr:NAME=VALUE   as SCHILY.xattr; pax:KEY=VALUE any PAX record,
 //	                   paxraw=BYTES what may be none
 //	libarchive:NAME=VALUE  as LIBARCHIVE.xattr
@@ -173,10 +176,17 @@ func (w *tarWriter) line(words []string) error {
 	return w.entry(&e)
 }
 
+// noise returns n bytes that do not compress, the same for a name each time.
+func noise(name string, n int) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8(sha256.Sum256([]byte(name))).Read(b)
+	return b
+}
+
 func isOption(word string) bool {
 	k, _, ok := strings.Cut(word, "=")
 	k, _, _ = strings.Cut(k, ":")
-	return ok && strings.Contains(" mode uid gid mtime size xattr libarchive pax format base256 type declare sparse map at sum paxraw ", " "+k+" ")
+	return ok && strings.Contains(" mode uid gid mtime size noise xattr libarchive pax format base256 type declare sparse map at sum paxraw ", " "+k+" ")
 }
 
 // entry is one tar entry to be written.
@@ -235,6 +245,11 @@ func (e *entry) option(word string) error {
 		e.mtime = value
 	case "size":
 		e.size, err = strconv.ParseInt(value, 10, 64)
+	case "noise":
+		var n int
+		if n, err = strconv.Atoi(value); err == nil {
+			e.data = noise(e.name, n)
+		}
 	case "declare":
 		e.declare, err = strconv.ParseInt(value, 10, 64)
 	case "format":
