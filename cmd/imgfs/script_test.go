@@ -162,6 +162,10 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 			ts.Fatalf("said %q", text)
 		}
 	},
+	// distribution runs Debian's docker-registry and sets $DIST to its address.
+	"distribution": func(ts *testscript.TestScript, _ bool, _ []string) {
+		ts.Setenv("DIST", imgtest.DistributionStorage(of(ts).TB, "  delete:\n    enabled: true\n", "", ""))
+	},
 	// needs PROGRAM... skips or fails the script where one is missing.
 	"needs": func(ts *testscript.TestScript, _ bool, args []string) {
 		for _, name := range args {
