@@ -130,8 +130,10 @@ func (f *File) openContents() (*contents, error) {
 	if c.present, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
 		return nil, err
 	}
-	c.mark = sync.OnceValue(func() error { return f.writeHeader(c, header{table: f.table}) })
-	clean := h.clean && h.data == now
+	if h.clean {
+		c.mark = sync.OnceValue(func() error { return f.writeHeader(c, header{table: f.table}) })
+	}
+	clean := h.describes(sums, now)
 	if ok && !clean {
 		c.suspect = newBitmap(n)
 	}

@@ -91,7 +91,11 @@ type Options struct {
 	// Source is asked for when bytes are missing. What it returns is kept,
 	// an error is not.
 	Source func(ctx context.Context) (Source, error)
-	Proof  Proof // nil: the table's digests are proof enough
+	// Elsewhere fills dst with the data of span i, which the table has a digest
+	// of, if that can be had without the source. It compares the digest itself.
+	// May be nil.
+	Elsewhere func(ctx context.Context, i int, dst []byte) bool
+	Proof     Proof // nil: the table's digests are proof enough
 	// Grew is called after bytes came in. May be nil.
 	Grew func(bytes int64)
 	// Bad is called once if the data turns out not to be what the table or the

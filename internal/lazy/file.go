@@ -29,6 +29,7 @@ type File struct {
 	pool  *Pool
 	at    locator
 	size  int64  // of the data file
+	total int64  // data bytes of all spans
 	table uint64 // hash of the table's spans
 	seen  *seen  // nil: the table has a digest for each span
 	lanes chan struct{}
@@ -79,6 +80,9 @@ func Open(dir string, o Options) (*File, error) {
 		table: hashTable(o.Table),
 		lanes: make(chan struct{}, lanes),
 	}
+	for i := range f.at.n {
+		f.total += o.Table.At(i).Len
+	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
@@ -104,10 +108,7 @@ func Open(dir string, o Options) (*File, error) {
 func (f *File) Present() (have, total int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i := range f.at.n {
-		total += f.o.Table.At(i).Len
-	}
-	return f.now.Load().bytes, total
+	return f.now.Load().bytes, f.total
 }
 
 // PresentIn returns how many of the n bytes at off are present. Those between
@@ -191,17 +192,14 @@ func syncDir(path string) error {
 // served.
 func (f *File) Close() error {
 	f.mu.Lock()
-	closed := errors.Is(f.bad, errClosed)
-	if f.bad == nil {
+	was := f.bad
+	if was == nil {
 		f.bad = errClosed
 	}
 	f.mu.Unlock()
-	if closed {
-		return nil
-	}
 	f.cancel()
 	f.tasks.Wait()
-	if c := f.now.Load(); c.present != nil {
+	if c := f.now.Load(); was == nil && c.present != nil {
 		if err := f.seal(c); err != nil {
 			return fmt.Errorf("data of a layer: %w", err)
 		}

@@ -29,7 +29,7 @@ func FuzzPresent(f *testing.F) {
 	f.Add(real)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, sums, ok := parsePresent(b, 9, table)
-		if ok && (len(sums) != 9*sumSize || h.clean && hashSums(sums) != h.sums) {
+		if ok && (len(sums) != 9*sumSize || h.table != table) {
 			t.Fatal("accepted")
 		}
 		dir := t.TempDir()

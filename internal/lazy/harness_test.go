@@ -31,6 +31,7 @@ type shape struct {
 	gap      int64 // of zeros between spans in the data, and of junk in the blob
 	ragged   bool  // sizes differ
 	unproven bool  // no digests
+	named    bool  // digests of the data, not of the blob
 }
 
 func newFixture(t testing.TB, s shape) *fixture {
@@ -48,8 +49,11 @@ func newFixture(t testing.TB, s shape) *fixture {
 		chacha.Read(piece)
 		sum := sha256.Sum256(piece)
 		e := span.Entry{Off: int64(len(f.data)), Len: n, From: int64(len(f.blob)), To: int64(len(f.blob)) + n, Blob: &sum}
-		if s.unproven {
+		if s.unproven || s.named {
 			e.Blob = nil
+		}
+		if s.named {
+			e.Data = &sum
 		}
 		entries = append(entries, e)
 		f.data = append(append(f.data, piece...), make([]byte, s.gap)...)

@@ -24,10 +24,15 @@ func (f *File) land(r *request, g *group, blob []byte) {
 		l.fetchAgain(failed)
 		f.pool.free(l.data)
 	}
-	f.mu.Lock()
-	g.kept = true
-	unproven := f.o.Proof != nil && g.i >= r.prove
-	f.mu.Unlock()
+	l.finish()
+}
+
+// finish proves what was written, if that is needed.
+func (l *landing) finish() {
+	l.f.mu.Lock()
+	l.g.kept = true
+	unproven := l.f.o.Proof != nil && l.g.i >= l.r.prove
+	l.f.mu.Unlock()
 	if unproven {
 		l.prove()
 	}

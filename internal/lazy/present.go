@@ -29,7 +29,7 @@ const (
 
 // header is the first part of "present".
 type header struct {
-	clean bool
+	clean bool   // when it was written
 	table uint64 // hash of the table's spans
 	data  stamp
 	sums  uint64 // hash of the checksums
@@ -68,25 +68,27 @@ func (h header) encode() []byte {
 
 // parsePresent returns the header and the checksums of a file "present", for a
 // table of n spans with the given hash. ok is false when it cannot be one:
-// then nothing is present. The header is clean only if every byte of the file
-// is what it was when it was closed.
+// then nothing is present.
 func parsePresent(b []byte, n int, table uint64) (h header, sums []byte, ok bool) {
 	if len(b)-headerSize != n*sumSize || string(b[:8]) != presentMagic {
 		return header{}, nil, false
 	}
 	field := func(i int) uint64 { return binary.LittleEndian.Uint64(b[8*i:]) }
-	sums = b[headerSize:]
 	if field(7) != xxhash.Sum64(b[:headerSize-8]) || field(2) != table || field(1) > 1 {
 		return header{}, nil, false
 	}
-	h = header{
+	return header{
 		clean: field(1) == 1,
 		table: field(2),
 		data:  stamp{int64(field(3)), int64(field(4)), field(5)},
 		sums:  field(6),
-	}
-	h.clean = h.clean && h.sums == hashSums(sums)
-	return h, sums, true
+	}, b[headerSize:], true
+}
+
+// describes reports whether the checksums, and the data file as it is now, are
+// what they were when the header was written, cleanly.
+func (h header) describes(sums []byte, now stamp) bool {
+	return h.clean && h.data == now && h.sums == hashSums(sums)
 }
 
 // hashTable names the spans of t: checksums are of no use for others.

@@ -140,6 +140,7 @@ func (r *request) failLocked(err error) {
 
 // read reads the spans of r that are missing, and has them landed.
 func (f *File) read(r *request) error {
+	f.borrow(r)
 	in := stream{f: f, r: r}
 	defer in.close()
 	for {
@@ -239,12 +240,8 @@ func (f *File) nextGroup(r *request) (g *group, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.now.Load()
-	needed := func(i int) bool { // by r, and no other brings it
-		raw := i < r.prove
-		return !c.has(i, raw) && f.ownerLocked(i, raw) == r
-	}
 	i := c.have.next(r.next, r.hi, false)
-	for i < r.hi && !needed(i) {
+	for i < r.hi && !f.neededLocked(r, i) {
 		i = c.have.next(i+1, r.hi, false)
 	}
 	if i == r.hi {
@@ -258,7 +255,7 @@ func (f *File) nextGroup(r *request) (g *group, ok bool) {
 	for j := g.j; j < r.hi && j != r.prove; j++ {
 		s := t.At(j)
 		small := s.Off+s.Len-g.off <= groupData && s.Off-g.end <= groupGap && s.From-g.to <= groupGap
-		if !small || c.have.has(j) || !needed(j) || g.raw != (c.raw != nil && c.raw.has(j)) {
+		if !small || c.have.has(j) || !f.neededLocked(r, j) || g.raw != (c.raw != nil && c.raw.has(j)) {
 			break
 		}
 		g.j, g.to, g.end = j+1, s.To, s.Off+s.Len
@@ -266,6 +263,29 @@ func (f *File) nextGroup(r *request) (g *group, ok bool) {
 	r.next = g.j
 	r.landing = append(r.landing, g)
 	return g, true
+}
+
+// neededLocked reports whether r is to bring span i, and no other is.
+func (f *File) neededLocked(r *request, i int) bool {
+	raw := i < r.prove
+	return !f.now.Load().has(i, raw) && f.ownerLocked(i, raw) == r
+}
+
+// endLocked returns where the range ends that brings span i and what r needs
+// behind it, as far as it can be had without waiting for more than limit bytes
+// that are not needed.
+func (f *File) endLocked(r *request, i int, limit int64) int64 {
+	to := f.o.Table.At(i).To
+	for k := i + 1; k < r.hi; k++ {
+		s := f.o.Table.At(k)
+		if s.From-to > limit {
+			break
+		}
+		if f.neededLocked(r, k) {
+			to = s.To
+		}
+	}
+	return to
 }
 
 // landed says that a group is in, or failed.
@@ -285,6 +305,7 @@ type stream struct {
 	r    *request
 	body io.ReadCloser // nil: none is open
 	pos  int64         // in the blob, of body
+	end  int64         // in the blob, of body
 	tail []byte        // the bytes before pos that the next group needs too
 }
 
@@ -302,12 +323,12 @@ func (s *stream) read(g *group) ([]byte, error) {
 		s.close()
 	}
 	if s.body != nil {
-		if err := s.skip(g.from); err != nil {
+		if err := s.skip(g); err != nil {
 			return nil, err
 		}
 	}
 	if s.body == nil {
-		if err := s.open(g.from); err != nil {
+		if err := s.open(g); err != nil {
 			return nil, err
 		}
 	}
@@ -330,15 +351,20 @@ func (s *stream) read(g *group) ([]byte, error) {
 	return blob, nil
 }
 
-// skip goes to blob offset from, or closes the body if that is faster.
-func (s *stream) skip(from int64) error {
-	gap := from - s.pos
-	limit := s.f.link.Load()
-	if s.r.whole { // nobody else brings it faster
-		limit = math.MaxInt64
+// gap returns how many bytes are rather read and dropped than left out by
+// opening another range.
+func (s *stream) gap() int64 {
+	if s.r.whole {
+		return math.MaxInt64
 	}
+	return s.f.link.Load()
+}
+
+// skip goes to the blob bytes of g, or closes the body if that is faster.
+func (s *stream) skip(g *group) error {
+	gap := g.from - s.pos
 	switch {
-	case gap > limit || -gap > int64(len(s.tail)):
+	case g.to > s.end || gap > s.gap() || -gap > int64(len(s.tail)):
 		s.close()
 		return nil
 	case gap <= 0:
@@ -347,21 +373,22 @@ func (s *stream) skip(from int64) error {
 	n, err := io.CopyN(io.Discard, s.body, gap)
 	s.pos += n
 	if err != nil {
-		return fmt.Errorf("bytes %d to %d of the blob: %w", from-gap, from, err)
+		return fmt.Errorf("bytes %d to %d of the blob: %w", s.pos, g.from, err)
 	}
 	return nil
 }
 
-// open opens the range from there to the last span that r is to bring.
-func (s *stream) open(from int64) error {
+// open opens the range from g on.
+func (s *stream) open(g *group) error {
 	f := s.f
 	src, err := f.source.get(s.r.ctx)
 	if err != nil {
 		return err
 	}
 	f.mu.Lock()
-	to := f.o.Table.At(s.r.hi - 1).To
+	s.end = f.endLocked(s.r, g.j-1, s.gap())
 	f.mu.Unlock()
+	from, to := g.from, s.end
 	body, err := src.Range(s.r.ctx, from, to-from)
 	f.whole.Store(src.Whole())
 	if err != nil {
