@@ -152,6 +152,9 @@ func (s *Store) lazyOptions(d *Data, info *LayerInfo) (lazy.Options, error) {
 	if o.Table, err = readSpans(dir, info); err != nil {
 		return o, err
 	}
+	if info.Form == toc.Packed {
+		o.Elsewhere = (&borrower{s: s, key: info.Key, table: o.Table}).find
+	}
 	if info.Sealed || info.Table.Sum == "" {
 		return o, nil
 	}

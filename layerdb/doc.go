@@ -19,7 +19,8 @@
 // ([Store.Import]) brings in its table of contents; the bytes come when somebody
 // reads them, verified span by span. A layer is sealed when blob, stream and
 // index are proven; one that came by a pass is. Its key is the diffID if it was
-// sealed from the start, and else one that no diffID can be.
+// sealed from the start, and else one that no diffID can be. A packed layer
+// takes files that another one has, by their digests, from there.
 //
 // A chain is a stack of layers known by its chain key; chains/<hex>/index is the
 // merged tree, whose devices are the data files of the layers in order. It is

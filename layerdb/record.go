@@ -145,6 +145,7 @@ func (s *Store) provenLocked(i *LayerInfo) {
 func (s *Store) forgetLocked(l *layer) {
 	s.disk -= l.disk
 	delete(s.layers, l.info.Key)
+	delete(s.lent, l.info.Key)
 	if s.proven[l.info.DiffID] == l.info.Key {
 		delete(s.proven, l.info.DiffID)
 	}

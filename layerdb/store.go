@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"weak"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -87,6 +88,7 @@ type Store struct {
 	blobs    map[id.Blob]id.LayerKey
 	proven   map[id.DiffID]id.LayerKey // sealed layers whose key is not their diffID's
 	disk     int64                     // sum of layer.disk
+	lent     map[id.LayerKey]weak.Pointer[lent]
 	flights  map[want]*flight
 	chains   map[id.ChainKey]*chain
 	tmp      map[string]bool // names in tmp/ in use
@@ -120,6 +122,7 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		owned:   ledger{held: map[string][]id.LayerKey{}},
 		flights: map[want]*flight{},
 		proven:  map[id.DiffID]id.LayerKey{},
+		lent:    map[id.LayerKey]weak.Pointer[lent]{},
 		over:    make(chan struct{}, 1),
 		pool:    lazy.NewPool(0),
 		chains:  map[id.ChainKey]*chain{},
