@@ -227,5 +227,5 @@ func (f *File) condemn(err error) {
 	f.cancel()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.wakeLocked(0, f.at.n, false, err)
+	f.wakeLocked(err, func(*waiter) bool { return true })
 }

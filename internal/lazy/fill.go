@@ -226,11 +226,10 @@ func (f *File) releaseLocked(r *request) {
 	r.cancel()
 }
 
-// wakeLocked wakes those who wait for spans [i, j); with raw only those who need
-// no proof.
-func (f *File) wakeLocked(i, j int, raw bool, err error) {
+// wakeLocked wakes those that the function picks.
+func (f *File) wakeLocked(err error, pick func(w *waiter) bool) {
 	f.waiters = slices.DeleteFunc(f.waiters, func(w *waiter) bool {
-		if w.span < i || w.span >= j || raw && !w.raw {
+		if !pick(w) {
 			return false
 		}
 		f.partLocked(w)

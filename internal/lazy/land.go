@@ -176,12 +176,16 @@ func readRange(ctx context.Context, src Source, off int64, p []byte) error {
 	return err
 }
 
-// failed wakes those who wait for spans [i, j), which do not come.
+// failed wakes those who wait for spans [i, j) of this request, which do not
+// come.
 func (l *landing) failed(i, j int, err error) {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
+	if l.f.bad != nil {
+		err = l.f.bad
+	}
 	l.r.failLocked(err)
-	l.f.wakeLocked(i, j, false, err)
+	l.f.wakeLocked(err, func(w *waiter) bool { return w.from == l.r && w.span >= i && w.span < j })
 }
 
 // keep writes the spans [i, j) and enters them as present, or as raw where they
@@ -211,7 +215,7 @@ func (l *landing) keep(i, j int) error {
 	for k := i; k < j; k++ {
 		c.raw.set(k)
 	}
-	f.wakeLocked(i, j, true, nil)
+	f.wakeLocked(nil, func(w *waiter) bool { return w.raw && w.span >= i && w.span < j })
 	return nil
 }
 
@@ -233,7 +237,7 @@ func (l *landing) enter(c *contents, i, j int) {
 	}
 	c.bytes += grew
 	current := c == f.now.Load()
-	f.wakeLocked(i, j, false, nil)
+	f.wakeLocked(nil, func(w *waiter) bool { return w.span >= i && w.span < j })
 	f.mu.Unlock()
 	if current && grew > 0 && f.o.Grew != nil {
 		f.o.Grew(grew)

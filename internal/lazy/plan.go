@@ -26,7 +26,7 @@ func (f *File) window() int64 {
 
 // lookahead returns how many bytes behind span i, which is asked for, are
 // likely to be asked for next: twice as many as were used in a row, or nearly,
-// before i; as many as the link holds, if those were many spans. Where a third
+// before i; as many as the link holds, if those were many spans. Where half
 // of the blob was used, the rest will be too.
 func (f *File) lookahead(c *contents, i int) int64 {
 	most := f.window()

@@ -56,7 +56,7 @@ func (r *request) brings(i int, raw bool) bool {
 // Preconditions: File.mu is held.
 func (r *request) lands(i int, raw bool) bool {
 	for _, g := range r.landing {
-		if g.i <= i && i < g.j {
+		if g.i <= i && i < g.j && !r.dropped {
 			return raw && !g.kept || !raw && i >= r.prove
 		}
 	}
@@ -114,18 +114,13 @@ func (f *File) run(r *request) {
 	if f.bad != nil {
 		err = f.bad
 	}
-	f.waiters = slices.DeleteFunc(f.waiters, func(w *waiter) bool {
-		if w.from != r {
-			return false
-		}
-		f.partLocked(w)
-		if o := f.ownerLocked(w.span, w.raw); o != nil { // a younger one has taken it over
+	for _, w := range f.waiters {
+		if o := f.ownerLocked(w.span, w.raw); w.from == r && o != nil { // a younger one has taken it over
+			f.partLocked(w)
 			f.joinLocked(w, o)
-			return false
 		}
-		w.done <- err
-		return true
-	})
+	}
+	f.wakeLocked(err, func(w *waiter) bool { return w.from == r })
 	f.mu.Unlock()
 	close(r.done)
 	f.source.measure(&f.link)
