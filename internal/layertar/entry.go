@@ -112,16 +112,17 @@ func (x *Indexer) checkSize() error {
 // Record has f called with every byte of the stream that means something, in
 // order: headers and end markers, a record of 512 bytes each; bodies of
 // extended headers, each as a whole; sparse maps. It is not called with
-// payload, padding, nor with what stands behind the end of the archive. f must
+// payload, padding, nor with what stands behind the end of the archive. first
+// says that p does not belong to the entry of what was recorded before. f must
 // not keep p. What the Indexer refuses is recorded too, or not.
 //
 // Writing to an Indexer what was recorded, and skipping the rest, gives the
 // same index.
-func (x *Indexer) Record(f func(off int64, p []byte)) { x.note = f }
+func (x *Indexer) Record(f func(off int64, p []byte, first bool)) { x.note = f }
 
 func (x *Indexer) recorded(off int64, p []byte) {
 	if x.note != nil {
-		x.note(off, p)
+		x.note(off, p, x.state == inHeader && !x.within)
 	}
 }
 

@@ -144,7 +144,7 @@ func replayed(stream []byte, most int64) ([]byte, Summary, error) {
 	}
 	var pieces []piece
 	rec := NewIndexer(Limits{})
-	rec.Record(func(off int64, p []byte) { pieces = append(pieces, piece{off, bytes.Clone(p)}) })
+	rec.Record(func(off int64, p []byte, _ bool) { pieces = append(pieces, piece{off, bytes.Clone(p)}) })
 	if _, err := rec.Write(stream); err != nil {
 		return nil, Summary{}, err
 	}

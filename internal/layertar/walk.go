@@ -38,6 +38,7 @@ type Indexer struct {
 	record   [blockSize]byte
 	have     int // bytes in record
 	special  byte
+	within   bool   // an extended header came: the next header is of the same entry
 	body     []byte // of the special entry being read
 	paxBody  []byte // of the PAX header that goes with the next entry
 	longName []byte
@@ -47,7 +48,7 @@ type Indexer struct {
 	nameBuf  []byte
 	entry    []byte // cleaned name of the entry being read, for error texts
 	sparse   sparseReader
-	note     func(off int64, p []byte) // see Record; nil: nobody asked
+	note     func(off int64, p []byte, first bool) // see Record; nil: nobody asked
 
 	added bool  // by Add, not Write; size is then the data file's
 	ends  int64 // where the last payload of what was added ends
@@ -189,8 +190,10 @@ func (x *Indexer) header(b *[blockSize]byte) error {
 	x.off += blockSize
 	switch h.typ {
 	case typePAX, typeGlobal, typeLongName, typeLongLink:
+		x.within = true
 		return x.startSpecial(&h)
 	}
+	x.within = false
 	x.extend(&h)
 	x.entry = append(x.entry[:0], h.name...)
 	if h.typ == typeVolume {

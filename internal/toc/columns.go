@@ -19,8 +19,8 @@ const (
 
 // Op bits.
 const (
-	opRecord = 0         // a tar record, in fields
-	opBody   = 1 << iota // anything else, in colBody
+	opWithin = 1 << iota // of the entry of the piece before
+	opBody               // in colBody; otherwise a tar record, in fields
 	opPlaced             // with a number in colPlace
 	opSized              // with a number in colSize
 )

@@ -106,8 +106,8 @@ func TestProofFindsEveryHeader(t *testing.T) {
 	stream := mustTar(t, "dir d\nfile d/a \"payload\" xattr:user.a=b\nfile d/b size=700\nlink c d/b\nfile s sparse=1.0 size=5000 map=0+1,4096+4\n")
 	meaning := make([]bool, len(stream))
 	x, w := layertar.NewIndexer(layertar.Limits{}), NewSkeleton()
-	x.Record(func(off int64, p []byte) {
-		w.Record(off, p)
+	x.Record(func(off int64, p []byte, first bool) {
+		w.Record(off, p, first)
 		for i := range p {
 			meaning[off+int64(i)] = true
 		}

@@ -28,18 +28,14 @@ func Reopen(kind string, raw []byte) (Proof, error) {
 	return nil, nil
 }
 
-// Proof returns the Proof that a stream is the one the skeleton was made of. It
-// compares the bytes of headers. What it holds is 24 bytes for each piece, and
-// is made when it is first asked.
+// Proof returns the Proof that a stream is the one the skeleton was made of,
+// for a skeleton that Fill has accepted. It compares the bytes of headers. What
+// it holds is 24 bytes for each piece, and is made when it is first asked.
 func (s *Skeleton) Proof() Proof {
 	p := &headerProof{seed: maphash.MakeSeed()}
 	p.load = sync.OnceValue(func() error {
-		starts := true
-		return s.pieces(func(off int64, b []byte, record bool) error {
-			p.pieces = append(p.pieces, piece{off, maphash.Bytes(p.seed, b), uint32(len(b)), record && starts})
-			if record {
-				starts = !isSpecial(b[156])
-			}
+		return s.pieces(func(off int64, b []byte, first bool) error {
+			p.pieces = append(p.pieces, piece{off, maphash.Bytes(p.seed, b), uint32(len(b)), first})
 			return nil
 		})
 	})
@@ -55,10 +51,10 @@ type headerProof struct {
 }
 
 type piece struct {
-	off    int64
-	sum    uint64
-	size   uint32
-	starts bool // an entry
+	off   int64
+	sum   uint64
+	size  uint32
+	first bool // of an entry
 }
 
 // Start implements [Proof].
@@ -72,7 +68,7 @@ func (p *headerProof) Start(off int64) int64 {
 // entry returns the first piece of the entry that holds byte off.
 func (p *headerProof) entry(off int64) int {
 	i := max(0, sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].off > off })-1)
-	for i > 0 && !p.pieces[i].starts {
+	for i > 0 && !p.pieces[i].first {
 		i--
 	}
 	return i

@@ -33,6 +33,10 @@ const (
 	maxBlock    = 16 << 20  // bytes of a block when decoded: a piece may be large
 	maxPieces   = 8 << 20   // whoever keeps a proof pays 24 bytes for each
 	maxPiece    = 1 << 20   // bytes: what layertar accepts of an extended header or map
+
+	// maxHeaders is how many bytes may belong to one entry: who reads a byte of
+	// its payload compares all of them.
+	maxHeaders = 4 << 20
 )
 
 // SkeletonWriter makes a skeleton of what an Indexer records. Its Record is to
@@ -40,6 +44,7 @@ const (
 type SkeletonWriter struct {
 	out    []byte // finished blocks
 	count  int    // of pieces
+	entry  int    // bytes of the pieces that belong to one entry
 	cols   [columns][]byte
 	layout layout
 	prev   fields
@@ -51,17 +56,27 @@ type SkeletonWriter struct {
 func NewSkeleton() *SkeletonWriter { return &SkeletonWriter{prev: newFields()} }
 
 // Record takes the next piece of the stream that is not payload.
-func (w *SkeletonWriter) Record(off int64, p []byte) {
+func (w *SkeletonWriter) Record(off int64, p []byte, first bool) {
 	if w.err != nil {
+		return
+	}
+	if first {
+		w.entry = 0
+	}
+	if w.entry += len(p); w.entry > maxHeaders {
+		w.err = fmt.Errorf("skeleton: headers of %d bytes for one entry (limit %d)", w.entry, maxHeaders)
 		return
 	}
 	if w.count++; w.count > maxPieces || len(p) > maxPiece {
 		w.err = fmt.Errorf("skeleton: headers of %d bytes, %d so far (limits %d and %d)", len(p), w.count, maxPiece, maxPieces)
 		return
 	}
-	op := byte(opBody)
-	if isRecord(off, p) {
-		op = opRecord
+	op := byte(0)
+	if !first {
+		op |= opWithin
+	}
+	if !isRecord(off, p) {
+		op |= opBody
 	}
 	if off != w.layout.next {
 		op |= opPlaced
@@ -149,16 +164,30 @@ func ParseSkeleton(b []byte) (*Skeleton, error) {
 // Size returns the size of the stream.
 func (s *Skeleton) Size() int64 { return s.size }
 
-// Fill replays the skeleton into x, as if the stream were written.
+// Fill replays the skeleton into x, as if the stream were written. It refuses
+// one whose pieces are not those that x itself records, so that a Proof finds
+// no less with each entry than belongs to it.
 func (s *Skeleton) Fill(x *layertar.Indexer) error {
-	pos := int64(0)
-	err := s.pieces(func(off int64, p []byte, _ bool) error {
+	var got mark
+	x.Record(func(off int64, p []byte, first bool) { got = mark{off, len(p), first} })
+	defer x.Record(nil)
+	pos, entry := int64(0), 0
+	err := s.pieces(func(off int64, p []byte, first bool) error {
 		if err := x.Skip(off - pos); err != nil {
 			return err
 		}
 		pos = off + int64(len(p))
-		_, err := x.Write(p)
-		return err
+		if _, err := x.Write(p); err != nil {
+			return err
+		}
+		if first {
+			entry = 0
+		}
+		entry += len(p)
+		if got != (mark{off, len(p), first}) || len(p) == 0 || entry > maxHeaders {
+			return fmt.Errorf("%w: no header is %d bytes at %d", ErrCorrupt, len(p), off)
+		}
+		return nil
 	})
 	if err != nil {
 		return err
@@ -166,9 +195,16 @@ func (s *Skeleton) Fill(x *layertar.Indexer) error {
 	return x.Skip(s.size - pos)
 }
 
-// pieces calls f with every piece, in order; record says that p is a tar record.
-// p is valid for the call.
-func (s *Skeleton) pieces(f func(off int64, p []byte, record bool) error) error {
+// mark tells a piece from another.
+type mark struct {
+	off   int64
+	size  int
+	first bool
+}
+
+// pieces calls f with every piece, in order; first says that an entry begins
+// with p. p is valid for the call.
+func (s *Skeleton) pieces(f func(off int64, p []byte, first bool) error) error {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxBlock), zstd.IgnoreChecksum(true))
 	if err != nil {
 		return err
@@ -207,7 +243,7 @@ type pieceReader struct {
 	size   int64 // of the stream
 	end    int64 // of the last piece
 	count  int
-	f      func(off int64, p []byte, record bool) error
+	f      func(off int64, p []byte, first bool) error
 }
 
 func (r *pieceReader) block(raw []byte) error {
@@ -224,7 +260,7 @@ func (r *pieceReader) block(raw []byte) error {
 		return errSkeleton
 	}
 	for _, op := range ops {
-		if op&^(opBody|opPlaced|opSized) != 0 {
+		if op&^(opWithin|opBody|opPlaced|opSized) != 0 {
 			return errSkeleton
 		}
 		off := r.layout.next
@@ -260,7 +296,7 @@ func (r *pieceReader) block(raw []byte) error {
 		}
 		r.end = off + int64(len(p))
 		r.layout.pass(off, p, op&opBody == 0)
-		if err := r.f(off, p, op&opBody == 0); err != nil {
+		if err := r.f(off, p, op&opWithin == 0); err != nil {
 			return err
 		}
 	}

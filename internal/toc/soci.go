@@ -89,8 +89,6 @@ const (
 	zinfoHeader = 4 + 8
 	zinfoPoint  = 8 + 8 + 1 + zinfoWindow
 
-	maxHeaders = 4 << 20 // bytes of an entry's headers: three extended ones are possible
-
 	maxZtoc = 512 << 20 // bytes: 32 KiB for every 4 MiB of a layer, and its entries
 )
 
@@ -125,7 +123,7 @@ func ParseZtoc(b []byte) (*Ztoc, error) {
 		z.size = z.blobSize
 	}
 	files := r.vector(r.table(root, ztocTOC), tocFiles)
-	if r.bad || z.blobSize < 0 || z.size < 0 || files.n > maxEntries {
+	if r.bad || z.blobSize < 0 || z.blobSize > maxData || z.size < 0 || z.size > maxData || files.n > maxEntries {
 		return nil, errZtoc
 	}
 	z.files = make([]ztocFile, files.n)
