@@ -224,8 +224,18 @@ func arguments(ctx context.Context, p *permuter, root, current string) []candida
 		return []candidate{{wantDirs, ""}}
 	case "pull":
 		return append(images(ctx, root), sourceNames(current)...)
-	case "images", "inspect", "rmi", "index", "convert":
+	case "images", "inspect", "rmi", "index", "convert", "pin", "verify":
 		return images(ctx, root)
+	case "warm":
+		if len(p.positional) == 0 { // a path inside follows
+			return append(images(ctx, root), sourceNames(current)...)
+		}
+	case "unpin":
+		return pins(ctx, root)
+	case "why":
+		if len(p.positional) == 0 {
+			return append(images(ctx, root), candidate{wantFiles, ""})
+		}
 	case "umount":
 		return mountPoints(ctx, root)
 	case "upper":
@@ -389,6 +399,23 @@ func uppers(ctx context.Context, root string) []candidate {
 	var all []candidate
 	for _, u := range list {
 		all = append(all, candidate{u.Name, u.Image})
+	}
+	return all
+}
+
+// pins returns the names of the store's pins.
+func pins(ctx context.Context, root string) []candidate {
+	p, err := daemon.Locate(root)
+	if err != nil {
+		return nil
+	}
+	list, err := engineapi.New(p.Socket).Pins(ctx)
+	if err != nil {
+		return nil
+	}
+	var all []candidate
+	for _, p := range list {
+		all = append(all, candidate{p.Image, size(p.Size)})
 	}
 	return all
 }

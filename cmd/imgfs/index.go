@@ -148,11 +148,7 @@ func listIndexes(c *cli.Context) error {
 	}
 	rows := []indexRow{}
 	for _, i := range list {
-		trace := "no"
-		if i.Trace {
-			trace = "yes"
-		}
-		rows = append(rows, indexRow{i.Format, string(i.Digest), size(i.Size), fmt.Sprint(i.Layers), trace})
+		rows = append(rows, indexRow{i.Format, string(i.Digest), size(i.Size), fmt.Sprint(i.Layers), yesNo(i.Trace)})
 	}
 	return printRows(c.App.Writer, c.String("format"), `{{.Format}}\t{{.Digest}}\t{{.Size}}\t{{.Layers}}\t{{.Trace}}`,
 		indexRow{"FORMAT", "DIGEST", "SIZE", "LAYERS", "TRACE"}, rows)

@@ -100,6 +100,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			pullCommand(), imagesCommand(), inspectCommand(), rmiCommand(), gcCommand(),
 			runCommand(), chrootCommand(), bundleCommand(),
 			diffCommand(), exportCommand(), commitCommand(),
+			warmCommand(), pinCommand(), unpinCommand(), pinsCommand(), dfCommand(), verifyCommand(), whyCommand(),
 			indexCommand(), convertCommand(),
 			statusCommand(), daemonCommand(), versionCommand(), completionCommand(),
 		},

@@ -200,7 +200,9 @@ func cmdImage(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	var layers []descriptor
 	var diffs []id.Blob
+	var past []map[string]any
 	for _, name := range args[1:] {
+		past = append(past, map[string]any{"created_by": "COPY " + name + " /"})
 		stream, err := imgtest.Tar(ts.ReadFile(name))
 		ts.Check(err)
 		var z bytes.Buffer
@@ -225,7 +227,7 @@ func cmdImage(ts *testscript.TestScript, _ bool, args []string) {
 	config := marshal(map[string]any{
 		"os": osName, "architecture": arch, "created": "2014-04-17T00:00:00Z",
 		"config": map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"/bin/sh"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs}, "history": past,
 	})
 	const manifestType = "application/vnd.oci.image.manifest.v1+json"
 	manifest := marshal(map[string]any{

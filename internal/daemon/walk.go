@@ -1,15 +1,21 @@
 package daemon
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/internal/erofs"
+	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/toc"
 )
 
 // walk calls f for the regular files below dir, whose path, without a leading
@@ -98,4 +104,84 @@ func (e *engine) sitesOf(ctx context.Context, k id.LayerKey) ([]site, error) {
 	})
 	slices.SortFunc(list, func(a, b site) int { return cmp.Compare(a.off, b.off) })
 	return slices.CompactFunc(list, func(a, b site) bool { return a.off == b.off }), err
+}
+
+// maxLinks is how many symbolic links one path may lead over, as in the kernel.
+const maxLinks = 40
+
+// resolveIn follows a path in an image's tree, which it never leaves; last says
+// that a symbolic link at its end is followed too. real is the path without
+// links, without a leading slash: "" is the root. Of a path that is not there
+// (erofs.ErrNotExist) real is where it would be.
+func resolveIn(img *erofs.Image, path string, last bool) (n erofs.NID, real string, err error) {
+	dirs, names := []erofs.NID{img.Root()}, []string{}
+	rest := strings.Split(path, "/")
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			if len(names) > 0 {
+				dirs, names = dirs[:len(dirs)-1], names[:len(names)-1]
+			}
+			continue
+		}
+		var a erofs.Attr
+		if err := img.Stat(dirs[len(dirs)-1], &a); err != nil {
+			return 0, "", err
+		}
+		next, typ, err := erofs.NID(0), uint8(0), erofs.ErrNotExist
+		if a.Mode&unix.S_IFMT == unix.S_IFDIR {
+			next, typ, err = img.Lookup(dirs[len(dirs)-1], []byte(name))
+		}
+		if errors.Is(err, erofs.ErrNotExist) {
+			return 0, strings.Join(append(append(names, name), rest...), "/"), err
+		}
+		if err != nil {
+			return 0, "", err
+		}
+		if typ == unix.DT_LNK && (last || len(rest) > 0) {
+			if links++; links > maxLinks {
+				return 0, "", fault.New(fault.Invalid, "%s: %w", path, unix.ELOOP)
+			}
+			to, err := img.ReadLink(next)
+			if err != nil {
+				return 0, "", err
+			}
+			if bytes.HasPrefix(to, []byte("/")) {
+				dirs, names = dirs[:1], names[:0]
+			}
+			rest = append(strings.Split(string(to), "/"), rest...)
+			continue
+		}
+		dirs, names = append(dirs, next), append(names, name)
+	}
+	return dirs[len(dirs)-1], strings.Join(names, "/"), nil
+}
+
+// rangesOf adds to list, by device, where the bytes of a file are, and returns
+// their number.
+func rangesOf(img *erofs.Image, n erofs.NID, list map[int][]toc.Range) (size int64, err error) {
+	for off := uint64(0); ; {
+		x, err := img.Extent(n, off)
+		if err == io.EOF {
+			return size, nil
+		}
+		if err != nil {
+			return size, err
+		}
+		off += x.Len
+		if x.Hole {
+			continue
+		}
+		size += int64(x.Len)
+		r := toc.Range{Off: int64(x.Off), Len: int64(x.Len)}
+		if old := list[x.Device]; len(old) > 0 && old[len(old)-1].Off+old[len(old)-1].Len == r.Off {
+			old[len(old)-1].Len += r.Len
+			continue
+		}
+		list[x.Device] = append(list[x.Device], r)
+	}
 }

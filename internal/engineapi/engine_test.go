@@ -20,8 +20,9 @@ import (
 
 // engine answers with what a test has put into it.
 type engine struct {
-	Indexes   // nil, as the next
-	Converter // whose routes have tests with a real engine
+	Indexes // nil, as the next
+	Converter
+	Layers // whose routes have tests with a real engine
 
 	images  []ImageSummary
 	inspect *ImageInspect // of every name that an image has; nil: next to nothing

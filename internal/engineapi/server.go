@@ -84,6 +84,7 @@ type Engine interface {
 	Contents
 	Indexes
 	Converter
+	Layers
 	Lifecycle
 }
 
@@ -110,7 +111,9 @@ const (
 //	GET    /imgfs/v1/changes        GET /imgfs/v1/export
 //	POST   /imgfs/v1/commit
 //	GET, POST, DELETE /imgfs/v1/indexes (POST: a stream of steps)
-//	POST   /imgfs/v1/convert (a stream of steps)
+//	POST   /imgfs/v1/convert, /imgfs/v1/warm, /imgfs/v1/verify (streams of steps)
+//	GET    /imgfs/v1/df             GET    /imgfs/v1/why
+//	GET, POST, DELETE /imgfs/v1/pins
 //	GET    /imgfs/v1/status         POST /imgfs/v1/gc, /imgfs/v1/shutdown
 func NewServer(e Engine, log *slog.Logger) *http.Server {
 	s := &server{engine: e, log: log, build: ThisBuild()}
@@ -187,6 +190,16 @@ func (s *server) route(w http.ResponseWriter, r *http.Request, path string) erro
 		return s.indexes(w, r, s.engine.RemoveIndexes)
 	case "POST /imgfs/v1/convert":
 		return job(w, r, s.engine.Convert)
+	case "POST /imgfs/v1/warm":
+		return job(w, r, s.engine.Warm)
+	case "POST /imgfs/v1/verify":
+		return job(w, r, s.engine.Verify)
+	case "GET /imgfs/v1/df":
+		return replyOf(w, r, s.engine.DiskUsage)
+	case "GET /imgfs/v1/pins", "POST /imgfs/v1/pins", "DELETE /imgfs/v1/pins":
+		return s.pins(w, r)
+	case "GET /imgfs/v1/why":
+		return s.why(w, r)
 	case "GET /imgfs/v1/status":
 		return replyOf(w, r, s.engine.Status)
 	case "POST /imgfs/v1/gc":
