@@ -54,9 +54,6 @@ func ParseBlob(s string) (Blob, error) { return parse[Blob](s) }
 // ParseDiffID returns s as a DiffID, or an error if it is not a sha256 digest.
 func ParseDiffID(s string) (DiffID, error) { return parse[DiffID](s) }
 
-// ParseChainID returns s as a ChainID, or an error if it is not a sha256 digest.
-func ParseChainID(s string) (ChainID, error) { return parse[ChainID](s) }
-
 // ParseImageID returns s as an ImageID, or an error if it is not a sha256 digest.
 func ParseImageID(s string) (ImageID, error) { return parse[ImageID](s) }
 
@@ -72,7 +69,7 @@ func BlobOf(b []byte) Blob { return of[Blob](b) }
 // ImageIDOf returns the image ID of a config.
 func ImageIDOf(config []byte) ImageID { return of[ImageID](config) }
 
-// BlobFrom, DiffIDFrom take a finished sha256 sum.
+// BlobFrom returns the Blob whose sha256 sum is sum.
 func BlobFrom(sum [sha256.Size]byte) Blob { return from[Blob](sum) }
 
 // DiffIDFrom returns the DiffID whose sha256 sum is sum.

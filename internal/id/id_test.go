@@ -56,7 +56,6 @@ func TestParse(t *testing.T) {
 		for name, parse := range map[string]func(string) (string, error){
 			"blob":  func(s string) (string, error) { v, err := ParseBlob(s); return string(v), err },
 			"diff":  func(s string) (string, error) { v, err := ParseDiffID(s); return string(v), err },
-			"chain": func(s string) (string, error) { v, err := ParseChainID(s); return string(v), err },
 			"image": func(s string) (string, error) { v, err := ParseImageID(s); return string(v), err },
 		} {
 			got, err := parse(tt.in)

@@ -44,7 +44,10 @@
 // contents without such a digest is believed for as long as its chunks agree
 // with it, and until the layer is sealed: [Index.Digest] is part of what the
 // layer is called until then, so no other image gets it. One that came from
-// beside the image brings a [Proof].
+// beside the image brings a [Proof]: that a payload stands behind the headers it
+// is said to have. That does not tell of what nobody reads, as an entry left out
+// or the name of a hard link, nor does the digest of a span's compressed bytes
+// cover the window they are decoded with. Only sealing finds lies about these.
 //
 // All that is read here may lie. Sizes are compared with what is there before
 // memory is spent, names and links are left to layertar, which knows hostile
