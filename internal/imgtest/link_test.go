@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -51,5 +52,51 @@ func TestShaper(t *testing.T) {
 	}
 	if got := s.Bytes(); got < 5<<20 || got > 6<<20 {
 		t.Errorf("%d bytes were counted", got)
+	}
+}
+
+// Requests that follow one another are as many round trips, those that are
+// under way together are one.
+func TestCounter(t *testing.T) {
+	t.Parallel()
+	const together = 4
+	var arrived sync.WaitGroup
+	arrived.Add(together)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/together" {
+			arrived.Done()
+			arrived.Wait()
+		}
+		io.WriteString(w, "ok")
+	}))
+	defer srv.Close()
+	c, err := NewCounter(strings.TrimPrefix(srv.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	get := func(path string) {
+		resp, err := http.Get("http://" + c.Addr() + path)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer resp.Body.Close()
+		if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "ok" {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	get("/forgotten")
+	c.Forget()
+	for range 3 {
+		get("/alone")
+	}
+	var all sync.WaitGroup
+	for range together {
+		all.Go(func() { get("/together") })
+	}
+	all.Wait()
+	if n, trips := c.Count(), c.Trips(0); n != 3+together || trips != 4 {
+		t.Errorf("%d requests in %d round trips, want %d in 4", n, trips, 3+together)
 	}
 }

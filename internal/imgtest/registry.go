@@ -96,7 +96,7 @@ type Request struct {
 	Header http.Header
 	Conn   string // the client's end of the connection
 
-	came, began time.Time // the request, the answer; see Trips
+	exchange // see Trips
 }
 
 // Registry is a registry on loopback whose answers can be made to fail.
@@ -309,9 +309,9 @@ func (r *Registry) record(kind Kind, w http.ResponseWriter, req *http.Request) (
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	u := *req.URL
-	q := &Request{Kind: kind, Method: req.Method, URL: &u, Header: req.Header.Clone(), Conn: req.RemoteAddr, came: time.Now()}
+	q := &Request{Kind: kind, Method: req.Method, URL: &u, Header: req.Header.Clone(), Conn: req.RemoteAddr, exchange: exchange{came: time.Now()}}
 	r.requests = append(r.requests, q)
-	w = &answer{ResponseWriter: w, r: r, q: q}
+	w = &answer{ResponseWriter: w, mu: &r.clock, e: &q.exchange}
 	for i, f := range r.faults {
 		if f.On != kind || !strings.Contains(req.URL.Path, f.Match) {
 			continue

@@ -5,21 +5,25 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 )
+
+// exchange is when a request came and when its answer began.
+type exchange struct{ came, began time.Time }
 
 // answer notes when a request's answer began.
 type answer struct {
 	http.ResponseWriter
-	r *Registry
-	q *Request
+	mu *sync.Mutex // guards e
+	e  *exchange
 }
 
 func (a *answer) begin() {
-	a.r.clock.Lock()
-	defer a.r.clock.Unlock()
-	if a.q.began.IsZero() {
-		a.q.began = time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.e.began.IsZero() {
+		a.e.began = time.Now()
 	}
 }
 
@@ -56,14 +60,22 @@ func (r *Registry) Connections() int {
 // to it. Those that were under way together count as one; setting up
 // connections counts as nothing.
 func (r *Registry) Trips(rtt time.Duration) int {
-	all := slices.DeleteFunc(r.Requests(), func(q Request) bool { return q.began.IsZero() })
-	slices.SortFunc(all, func(a, b Request) int { return a.began.Compare(b.began) })
+	var all []exchange
+	for _, q := range r.Requests() {
+		all = append(all, q.exchange)
+	}
+	return trips(all, rtt)
+}
+
+func trips(all []exchange, rtt time.Duration) int {
+	all = slices.DeleteFunc(all, func(e exchange) bool { return e.began.IsZero() })
+	slices.SortFunc(all, func(a, b exchange) int { return a.began.Compare(b.began) })
 	n := 0
 	var last time.Time // when the answer that ends the chain is at the client, and its reaction here
-	for _, q := range all {
-		if !q.came.Before(last) {
+	for _, e := range all {
+		if !e.came.Before(last) {
 			n++
-			last = q.began.Add(rtt)
+			last = e.began.Add(rtt)
 		}
 	}
 	return n
