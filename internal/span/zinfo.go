@@ -49,7 +49,7 @@ func (z *Zinfo) WriteTo(w io.Writer) (int64, error) {
 	r.OnBorder(func(c inflate.Checkpoint) *inflate.Used {
 		// The first member's header is followed by a border, so is every empty
 		// block before the first data.
-		if c.Out > 0 && c.Out-z.points[len(z.points)-1].Out <= z.spacing || z.src.over {
+		if z.src.over || c.Out > 0 && c.Out-z.points[len(z.points)-1].Out <= z.spacing {
 			return nil
 		}
 		if c.Out == 0 && len(z.points) == maxEmpty {

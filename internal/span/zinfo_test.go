@@ -2,11 +2,13 @@ package span
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -67,5 +69,23 @@ func TestZinfoOfManyEmptyBlocks(t *testing.T) {
 	}
 	if table, err := read(t, blob, nil, Options{}); err != nil || table.Spans() != 0 {
 		t.Error(table, err)
+	}
+}
+
+// A header that is too long to be kept must not make a border without a point.
+func TestZinfoOfALongHeader(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Name = strings.Repeat("n", 300_000)
+	for range 3 {
+		w.Write([]byte("data"))
+		w.Flush()
+	}
+	w.Close()
+	z := NewZinfo(&b, 1)
+	z.src.max = 1000
+	if _, err := z.WriteTo(io.Discard); err == nil {
+		t.Error("taken")
 	}
 }
