@@ -38,6 +38,7 @@ func (e *engine) openReads(rec *record, chain *layerdb.Chain) (data []lower.Data
 	}
 	r.trace = newRecorder()
 	ctx, cancel := context.WithCancel(e.ctx)
+	r.ahead = newForesight(chain, e.log)
 	var wg sync.WaitGroup
 	wg.Go(func() { e.recordTrace(ctx, r.trace, chain.ID()) })
 	wg.Go(func() {
@@ -49,6 +50,7 @@ func (e *engine) openReads(rec *record, chain *layerdb.Chain) (data []lower.Data
 	return e.devices(chain, r), func() {
 		cancel()
 		wg.Wait()
+		r.ahead.end()
 	}
 }
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -45,6 +46,7 @@ type reads struct {
 	met      atomic.Bool     // a registry has answered; until then there is no patience
 	ended    context.Context // has ended: who is given it waits for nothing
 	trace    *recorder       // of the first accesses; nil: none is kept
+	ahead    *foresight      // nil: nothing is foreseen
 	failed   func(id.LayerKey, error)
 }
 
@@ -106,6 +108,9 @@ func (d *device) await(ctx context.Context, off, n, end int64) (*os.File, error)
 			d.reads.met.Store(true)
 		}
 		if err == nil {
+			if d.reads.ahead != nil && beginsProgram(f, off) {
+				d.reads.ahead.began(d.index, off, end)
+			}
 			return f, nil
 		}
 		if ctx.Err() != nil {
@@ -127,6 +132,13 @@ func (d *device) await(ctx context.Context, off, n, end int64) (*os.File, error)
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// beginsProgram reports whether an ELF file begins at off.
+func beginsProgram(f *os.File, off int64) bool {
+	var b [6]byte
+	_, err := f.ReadAt(b[:], off)
+	return err == nil && bytes.Equal(b[:], elfMagic)
 }
 
 // rest returns how long an outage is still borne that began at since.
