@@ -29,7 +29,7 @@ var _ QuickReader = (*Chain)(nil)
 func NewChain(img *erofs.Image, data []lower.Data, o Options) *Chain {
 	c := &Chain{
 		readOnly: newReadOnly(),
-		tree:     lower.New(img, data, 0, lower.Root),
+		tree:     lower.New(img, data, 0, lower.Root).WithNotes(o.Notes),
 		faults:   lower.NewFaults(o.Logger),
 		gone:     make(chan struct{}),
 	}
@@ -97,7 +97,7 @@ func (c *Chain) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) f
 // GetXAttr reads an attribute; ENOSYS ends such questions for an image
 // without any.
 func (c *Chain) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	if !c.tree.Image().HasXattrs() {
+	if !c.tree.HasXattrs() {
 		return 0, fuse.ENOSYS
 	}
 	n, err := c.tree.Xattr(c.tree.NID(in.NodeId), name, dest)
@@ -106,7 +106,7 @@ func (c *Chain) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest
 
 // ListXAttr lists the names of attributes.
 func (c *Chain) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	if !c.tree.Image().HasXattrs() {
+	if !c.tree.HasXattrs() {
 		return 0, fuse.ENOSYS
 	}
 	n, err := c.tree.Xattrs(c.tree.NID(in.NodeId), in.Uid == 0, dest)

@@ -12,12 +12,14 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/imgfs/imgfs/internal/lower"
 	"golang.org/x/sys/unix"
 )
 
 // Options are what a file system and its server may be told. The zero value works.
 type Options struct {
 	Logger *slog.Logger // nil discards
+	Notes  lower.Notes  // of a Chain; nil: none
 }
 
 const (

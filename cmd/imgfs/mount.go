@@ -69,6 +69,7 @@ Examples:
 			&cli.StringFlag{Name: "prefetch", Usage: "`WHAT` to fetch before it is read: none, trace or all", Value: engineapi.PrefetchTrace},
 			&cli.StringFlag{Name: "on-error", Usage: "`HOW` reads take it that the registry does not answer: eio, or retry=DURATION", Value: "retry=" + engineapi.DefaultPatience.String()},
 			&cli.StringFlag{Name: "verify", Usage: "`WHAT` must be proven before it is shown: digests, of what is read, or sealed, whole layers", Value: "digests"},
+			&cli.BoolFlag{Name: "provenance", Usage: "have files say what layer they are of, in attributes user.imgfs.layer, .digest and .cached"},
 			&cli.StringFlag{Name: "driver", Usage: "`DRIVER` who serves the tree: auto, fuse, overlay or erofs", Value: "auto"},
 			&cli.BoolFlag{Name: "suid", Usage: "let set-uid and set-gid bits take effect"},
 			&cli.BoolFlag{Name: "dev", Usage: "let device nodes take effect"},
@@ -154,6 +155,12 @@ func mountImage(c *cli.Context) error {
 		Pull:     c.String("pull"),
 		Suid:     c.Bool("suid"),
 		Dev:      c.Bool("dev"),
+
+		Provenance: c.Bool("provenance"),
+	}
+	if req.Provenance && req.Driver == "erofs" {
+		return fault.WithHint(fault.New(fault.Invalid, "--provenance: with --driver erofs the kernel serves the tree, which knows of no layers"),
+			"take --driver fuse, or imgfs why")
 	}
 	if c.String("verify") == engineapi.VerifySealed {
 		req.Verify = engineapi.VerifySealed

@@ -115,7 +115,7 @@ func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report f
 		ID: id, Target: req.Target, Driver: req.Driver, Layout: req.Layout,
 		Suid: req.Suid, Dev: req.Dev, MountNS: req.MountNS, UserNS: req.UserNS,
 		Mode: req.Mode, Upper: req.Upper, UpperDir: req.UpperDir, Tmp: req.Tmp, Squash: req.Squash,
-		Prefetch: req.Prefetch, OnError: req.OnError,
+		Prefetch: req.Prefetch, OnError: req.OnError, Provenance: req.Provenance,
 	}
 	if req.Layout {
 		rec.Registry, rec.auth, rec.Platform = withoutSecrets(req.Registry), &req.Registry, req.Platform
@@ -247,13 +247,17 @@ func (e *engine) openTree(ctx context.Context, rec *record, d *upperdir.Dir) (*t
 		chain.Release()
 	}
 	o := fs.Options{Logger: e.log.With("mount", rec.ID)}
+	// Where an image has attributes, the kernel asks for them anyway.
+	if rec.Provenance || chain.Image().HasXattrs() {
+		o.Notes = e.provenance(chain)
+	}
 	if d == nil || rec.Driver == "overlay" { // the kernel changes the upper by itself
 		t.serve = func(ctx context.Context, fd int) (*fs.Server, error) {
 			return fs.Serve(ctx, fs.NewChain(chain.Image(), data, o), fd, o)
 		}
 		return t, nil
 	}
-	low := lower.New(chain.Image(), data, 0, lower.Root)
+	low := lower.New(chain.Image(), data, 0, lower.Root).WithNotes(o.Notes)
 	u, err := overlay.New(&low, d, overlay.Options{Logger: o.Logger, Volatile: rec.Tmp, IDs: idsOf(rec), Foreign: rec.Foreign})
 	if err != nil {
 		t.close()

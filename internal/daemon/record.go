@@ -48,6 +48,8 @@ type record struct {
 	OnError  string `json:"onError,omitempty"`
 	met      bool   // see reads
 
+	Provenance bool `json:"provenance,omitempty"` // files have attributes that say what layer they are of
+
 	// Layout view: how to fetch names not yet known.
 	Platform string                     `json:"platform,omitempty"`
 	Registry engineapi.RegistryOptions  `json:"registry,omitzero"` // without secrets

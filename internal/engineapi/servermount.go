@@ -108,6 +108,8 @@ func (r *MountRequest) check() error {
 		return fault.New(fault.Invalid, "mount request: unknown mode %q", r.Mode)
 	case !slices.Contains([]string{"", PrefetchNone, PrefetchTrace, PrefetchAll}, r.Prefetch):
 		return fault.New(fault.Invalid, "mount request: unknown prefetch %q", r.Prefetch)
+	case r.Provenance && r.Driver == "erofs":
+		return fault.New(fault.Invalid, "mount request: the kernel knows of no layers with driver erofs")
 	case !slices.Contains([]string{"", VerifySealed}, r.Verify):
 		return fault.New(fault.Invalid, "mount request: unknown verification %q", r.Verify)
 	}

@@ -65,6 +65,8 @@ type MountRequest struct {
 	MountNS  string          `json:"mountNS"` // readlink of /proc/self/ns/mnt of the CLI
 	UserNS   string          `json:"userNS"`
 	Registry RegistryOptions `json:"registry"`
+
+	Provenance bool `json:"provenance,omitempty"` // files say what layer they are of, in attributes that are not listed
 }
 
 // MountEvent is one line from the daemon: exactly one field is set.

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"strings"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -49,6 +50,7 @@ type Tree struct {
 	root   uint64          // node ID of the root directory
 	self   uint64          // st_ino of the root directory
 	ended  context.Context // has ended: who is given it waits for nothing
+	notes  Notes           // nil: none
 }
 
 // New returns the tree of img, whose devices are data, in order. Number is its
@@ -62,6 +64,25 @@ func New(img *erofs.Image, data []Data, number, root uint64) Tree {
 	}
 	return t
 }
+
+// NotePrefix begins the names of attributes that Notes answers.
+const NotePrefix = "user.imgfs."
+
+// Notes says of an inode what its image does not, as attributes that can be
+// read and are never listed: who copies a tree does not copy them.
+type Notes interface {
+	// Note returns the attribute NotePrefix+name; ok is false if there is none.
+	Note(n erofs.NID, name string) (value string, ok bool)
+}
+
+// WithNotes returns t with notes, nil for none.
+func (t Tree) WithNotes(notes Notes) Tree {
+	t.notes = notes
+	return t
+}
+
+// HasXattrs reports whether any inode may have an attribute.
+func (t *Tree) HasXattrs() bool { return t.notes != nil || t.img.HasXattrs() }
 
 // Image returns the index.
 func (t *Tree) Image() *erofs.Image { return t.img }
@@ -194,7 +215,7 @@ func (t *Tree) Seek(n erofs.NID, off uint64, whence uint32) (uint64, error) {
 // Xattr copies an attribute's value to dest, as getxattr(2): it returns the
 // value's size, and ERANGE if dest is too small, even if it is empty.
 func (t *Tree) Xattr(n erofs.NID, name string, dest []byte) (uint32, error) {
-	v, err := t.img.Xattr(n, name)
+	v, err := t.xattr(n, name)
 	if errors.Is(err, erofs.ErrNotExist) {
 		return 0, unix.ENODATA
 	}
@@ -205,6 +226,17 @@ func (t *Tree) Xattr(n erofs.NID, name string, dest []byte) (uint32, error) {
 		return uint32(len(v)), unix.ERANGE
 	}
 	return uint32(copy(dest, v)), nil
+}
+
+func (t *Tree) xattr(n erofs.NID, name string) ([]byte, error) {
+	if t.notes != nil {
+		if of, ok := strings.CutPrefix(name, NotePrefix); ok {
+			if v, ok := t.notes.Note(n, of); ok {
+				return []byte(v), nil
+			}
+		}
+	}
+	return t.img.Xattr(n, name)
 }
 
 // Xattrs lists the names of attributes, as listxattr(2), to be used like Xattr.

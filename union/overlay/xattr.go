@@ -33,7 +33,7 @@ func (u *Union) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest
 func (u *Union) getXattr(id uint64, name string, dest []byte) (size int, err error) {
 	n, low := u.inLower(id)
 	if low {
-		if !u.img.HasXattrs() {
+		if !u.low.HasXattrs() {
 			return 0, unix.ENODATA
 		}
 		size, err := u.low.Xattr(u.low.NID(id), name, dest)
