@@ -132,6 +132,10 @@ func (s *containerdSession) first(ctx context.Context, command []string) error {
 }
 
 func (s *containerdSession) readAll(ctx context.Context) error {
+	if s.kind != overlayfs { // the mount of an image wants its layers unpacked: read in a container
+		return s.ctr(ctx, "run", "--rm", "--snapshotter", s.kind, s.ref, "bench-all",
+			"sh", "-c", "tar --one-file-system -C / -cf - . | cat >/dev/null")
+	}
 	if err := s.ctr(ctx, "image", "mount", "--snapshotter", s.kind, s.ref, s.mnt); err != nil {
 		return err
 	}

@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/internal/imgtest"
 )
@@ -66,70 +69,86 @@ const (
 	sociIdx = "soci"
 )
 
-// lazy measures, from an empty store over a link, how long it takes until a
+// lazyFirst measures, from an empty store over a link, how long it takes until a
 // program in an image has said its first word, and until all of it was read.
-func (b *bench) lazy(ctx context.Context) error {
-	for _, w := range workloads() {
-		layout, err := imgtest.Debian(ctx, "/var/tmp/imgfs-test", w.spec)
-		if err != nil {
-			return err
-		}
-		refs, err := b.publish(ctx, layout, w)
-		if err != nil {
-			return fmt.Errorf("%s: %w", w.name, err)
-		}
+func (b *bench) lazyFirst(ctx context.Context) error {
+	return b.eachWorkload(ctx, func(w workload, refs map[string]string) error {
 		for _, l := range links {
 			if err := b.lazyOver(ctx, w, l.name, l.Link, refs); err != nil {
-				return fmt.Errorf("%s, %s: %w", w.name, l.name, err)
+				return fmt.Errorf("%s: %w", l.name, err)
 			}
+		}
+		return nil
+	})
+}
+
+// eachWorkload calls f with the images that were asked for and where the
+// registry has their forms.
+func (b *bench) eachWorkload(ctx context.Context, f func(workload, map[string]string) error) error {
+	for _, w := range workloads() {
+		if b.only != nil && !slices.Contains(b.only, w.spec.Name) {
+			continue
+		}
+		refs, err := b.publish(ctx, w)
+		if err == nil {
+			err = f(w, refs)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
 		}
 	}
 	return nil
 }
 
-func (b *bench) lazyOver(ctx context.Context, w workload, name string, link imgtest.Link, refs map[string]string) error {
-	s, err := imgtest.NewShaper(b.reg.host, link)
+// firstUse is what it took to use an image for the first time: until the
+// first output, and until all was read.
+type firstUse struct{ first, firstBytes, requests, trips, all, allBytes, memory sample }
+
+func (b *bench) lazyOver(ctx context.Context, w workload, name string, link imgtest.Link, refs map[string]string) (err error) {
+	counter, err := imgtest.NewCounter(b.reg.host)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	type got struct{ first, firstBytes, all, allBytes, memory sample }
+	defer func() { err = errors.Join(err, counter.Close()) }()
+	shaper, err := imgtest.NewShaper(counter.Addr(), link)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, shaper.Close()) }()
+	use := func(r runner, g *firstUse) (err error) {
+		if err := dropCaches(); err != nil {
+			return err
+		}
+		u, err := r.start(ctx, shaper.Addr()+strings.TrimPrefix(refs[r.form], b.reg.host))
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, u.close()) }()
+		counter.Forget()
+		before := shaper.Bytes()
+		took, err := timed(func() error { return u.first(ctx, w.command) })
+		if err != nil {
+			return err
+		}
+		g.first.add(took.Seconds())
+		g.firstBytes.add(float64(shaper.Bytes() - before))
+		g.requests.add(float64(counter.Count()))
+		g.trips.add(float64(counter.Trips(link.RTT)))
+		rest, err := timed(func() error { return u.readAll(ctx) })
+		if err != nil {
+			return err
+		}
+		g.all.add((took + rest).Seconds())
+		g.allBytes.add(float64(shaper.Bytes() - before))
+		m, err := u.memory()
+		g.memory.add(float64(m))
+		return err
+	}
 	runners := b.runners()
-	results := make([]got, len(runners))
+	results := make([]firstUse, len(runners))
 	for range b.rounds {
 		for i, r := range runners {
-			ref, ok := refs[r.form]
-			if !ok {
-				continue
-			}
-			ref = s.Addr() + strings.TrimPrefix(ref, b.reg.host)
-			if err := dropCaches(); err != nil {
-				return err
-			}
-			if err := func() (err error) {
-				u, err := r.start(ctx, ref)
-				if err != nil {
-					return err
-				}
-				defer func() { err = errors.Join(err, u.close()) }()
-				before := s.Bytes()
-				took, err := timed(func() error { return u.first(ctx, w.command) })
-				if err != nil {
-					return err
-				}
-				g := &results[i]
-				g.first.add(took.Seconds())
-				g.firstBytes.add(float64(s.Bytes() - before))
-				rest, err := timed(func() error { return u.readAll(ctx) })
-				if err != nil {
-					return err
-				}
-				g.all.add((took + rest).Seconds())
-				g.allBytes.add(float64(s.Bytes() - before))
-				m, err := u.memory()
-				g.memory.add(float64(m))
-				return err
-			}(); err != nil {
+			if err := use(r, &results[i]); err != nil {
 				return fmt.Errorf("%s: %w", r.name, err)
 			}
 		}
@@ -137,22 +156,67 @@ func (b *bench) lazyOver(ctx context.Context, w workload, name string, link imgt
 	var rows [][]string
 	for i, r := range runners {
 		g := results[i]
-		if len(g.first) == 0 {
-			continue
-		}
 		rows = append(rows, []string{r.name,
 			fmt.Sprintf("%.2f s", g.first.median()), fmt.Sprintf("%.2f MB", g.firstBytes.median()/1e6),
+			fmt.Sprintf("%.0f in %.0f", g.requests.median(), g.trips.median()),
 			fmt.Sprintf("%.2f s", g.all.median()), fmt.Sprintf("%.1f MB", g.allBytes.median()/1e6),
 			fmt.Sprintf("%.0f MiB", g.memory.median()/(1<<20))})
 	}
 	table(fmt.Sprintf("%s, %s: from an empty store to the output of `%s`, and until every file was read (medians of %d)",
 		w.name, name, strings.Join(w.command, " "), b.rounds),
-		[]string{"", "first output", "fetched", "all read", "fetched", "memory"}, rows)
+		[]string{"", "first output", "fetched", "requests in round trips", "all read", "fetched", "memory"}, rows)
 	return nil
 }
 
+// lazyLocal measures reads of a whole tree that came in by reading all of it
+// before, against overlayfs on unpacked layers. Cold means dropped caches.
+func (b *bench) lazyLocal(ctx context.Context) error {
+	return b.eachWorkload(ctx, func(w workload, refs map[string]string) error {
+		reads := func(r runner, cold, hot *sample) (err error) {
+			u, err := r.start(ctx, refs[r.form])
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, u.close()) }()
+			if err := errors.Join(u.first(ctx, w.command), u.readAll(ctx), dropCaches()); err != nil {
+				return err
+			}
+			for _, s := range []*sample{cold, hot} {
+				took, err := timed(func() error { return u.readAll(ctx) })
+				if err != nil {
+					return err
+				}
+				s.add(took.Seconds())
+			}
+			return nil
+		}
+		runners := append([]runner{{"overlayfs (podman)", asIs, b.startPodman}}, b.imgfsRunners()...)
+		cold, hot := make([]sample, len(runners)), make([]sample, len(runners))
+		for range b.rounds {
+			for i, r := range runners {
+				if err := reads(r, &cold[i], &hot[i]); err != nil {
+					return fmt.Errorf("%s: %w", r.name, err)
+				}
+			}
+		}
+		var rows [][]string
+		for i, r := range runners {
+			rows = append(rows, []string{r.name,
+				fmt.Sprintf("%.2f s (%.2f)", cold[i].median(), cold[i].median()/cold[0].median()),
+				fmt.Sprintf("%.2f s (%.2f)", hot[i].median(), hot[i].median()/hot[0].median())})
+		}
+		table(fmt.Sprintf("%s: the whole tree read again after it came in (in brackets: to overlayfs; medians of %d)", w.name, b.rounds),
+			[]string{"", "cold", "hot"}, rows)
+		return nil
+	})
+}
+
 // publish puts an image into the registry in all its forms.
-func (b *bench) publish(ctx context.Context, layout string, w workload) (map[string]string, error) {
+func (b *bench) publish(ctx context.Context, w workload) (map[string]string, error) {
+	layout, err := imgtest.Debian(ctx, "/var/tmp/imgfs-test", w.spec)
+	if err != nil {
+		return nil, err
+	}
 	ref, err := b.serve(ctx, layout)
 	if err != nil {
 		return nil, err
@@ -163,7 +227,7 @@ func (b *bench) publish(ctx context.Context, layout string, w workload) (map[str
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	for form, push := range map[string][]string{indexed: {"index", "push"}, sociIdx: {"index", "push", "--format", "soci-v1"}} {
+	for form, push := range map[string][]string{indexed: {"index", "push"}, sociIdx: {"index", "push", "--format", "soci"}} {
 		to := name + "-" + form + ":1"
 		if _, err := output(ctx, "skopeo", "copy", "-q", "--dest-tls-verify=false", "oci:"+layout, "docker://"+to); err != nil {
 			return nil, err
@@ -201,11 +265,16 @@ func (b *bench) runners() []runner {
 		list = append(list, runner{"containerd + soci-snapshotter, gzip + SOCI index", sociIdx,
 			func(ctx context.Context, ref string) (session, error) { return b.startContainerd(ctx, ref, soci) }})
 	}
-	return append(list,
-		runner{"imgfs, gzip", asIs, b.startImgfs},
-		runner{"imgfs, eStargz", estargz, b.startImgfs},
-		runner{"imgfs, gzip + SOCI index", sociIdx, b.startImgfs},
-		runner{"imgfs, gzip + its own index", indexed, b.startImgfs})
+	return append(list, b.imgfsRunners()...)
+}
+
+func (b *bench) imgfsRunners() []runner {
+	return []runner{
+		{"imgfs, gzip", asIs, b.startImgfs},
+		{"imgfs, eStargz", estargz, b.startImgfs},
+		{"imgfs, gzip + SOCI index", sociIdx, b.startImgfs},
+		{"imgfs, gzip + its own index", indexed, b.startImgfs},
+	}
 }
 
 // imgfsSession is imgfs on a store of its own.
@@ -252,6 +321,7 @@ type podmanSession struct {
 	ref   string
 	store []string
 	dirs  []string
+	mnt   string // of the image, once it was read
 }
 
 func (b *bench) startPodman(_ context.Context, ref string) (session, error) {
@@ -269,20 +339,17 @@ func (s *podmanSession) first(ctx context.Context, command []string) error {
 	if _, err := s.podman(ctx, "pull", "-q", "--tls-verify=false", s.ref); err != nil {
 		return err
 	}
-	_, err := s.podman(ctx, append([]string{"run", "--rm", "--network=none", "--cgroups=disabled", "--log-driver=none", s.ref}, command...)...)
+	_, err := s.podman(ctx, append([]string{"run", "--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", "--log-driver=none", s.ref}, command...)...)
 	return err
 }
 
-func (s *podmanSession) readAll(ctx context.Context) error {
-	root, err := s.podman(ctx, "image", "mount", s.ref)
-	if err != nil {
-		return err
+func (s *podmanSession) readAll(ctx context.Context) (err error) {
+	if s.mnt == "" {
+		if s.mnt, err = s.podman(ctx, "image", "mount", s.ref); err != nil {
+			return err
+		}
 	}
-	if err := readTree(ctx, root); err != nil {
-		return err
-	}
-	_, err = s.podman(ctx, "image", "umount", s.ref)
-	return err
+	return readTree(ctx, s.mnt)
 }
 
 // memory is none: podman has no daemon.
@@ -290,7 +357,12 @@ func (s *podmanSession) memory() (int64, error) { return 0, nil }
 
 func (s *podmanSession) close() error {
 	var errs []error
+	if s.mnt != "" {
+		_, err := s.podman(context.Background(), "image", "umount", s.ref)
+		errs = append(errs, err)
+	}
 	for _, d := range s.dirs {
+		_ = unix.Unmount(filepath.Join(d, "overlay"), unix.MNT_DETACH) // podman binds it to itself
 		errs = append(errs, os.RemoveAll(d))
 	}
 	return errors.Join(errs...)

@@ -33,6 +33,7 @@ type bench struct {
 	imgfs  string // path of the binary under test
 	dir    string // everything is made below it
 	rounds int
+	only   []string // images of the lazy parts, by name; nil: all
 	images images
 	reg    *registry // nil until the first serve
 	undo   []func()  // run in reverse order at the end
@@ -47,17 +48,21 @@ func main() {
 
 func run() (err error) {
 	var b bench
-	var only string
+	var only, images string
 	flag.StringVar(&b.imgfs, "imgfs", "bin/imgfs", "binary under test")
 	flag.StringVar(&b.dir, "dir", ".bench", "working directory, on the file system to be measured")
 	flag.IntVar(&b.rounds, "rounds", 5, "rounds per figure")
-	flag.StringVar(&only, "only", "trees,large,pull,mount,lazy,write", "parts to run, comma separated; write stands for write-names, -data, -trees, -copyup and -default")
+	flag.StringVar(&only, "only", "trees,large,pull,mount,lazy,write", "parts to run, comma separated; write stands for write-names, -data, -trees, -copyup and -default, lazy for lazy-first and -local")
+	flag.StringVar(&images, "images", "", "images of the lazy parts, comma separated, all if empty: debian-only, debian-python, debian-node, debian-toolchain")
 	loop := flag.String("loopback", "", "serve go-fuse's loopback of this directory on the one that the argument names (the bench starts that itself)")
 	flag.Parse()
 	if *loop != "" {
 		return serveLoopback(*loop, flag.Arg(0))
 	}
 
+	if images != "" {
+		b.only = strings.Split(images, ",")
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: mounts, dropped caches")
 	}
@@ -80,7 +85,8 @@ func run() (err error) {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"trees", b.trees}, {"large", b.large}, {"pull", b.pull}, {"mount", b.mount}, {"lazy", b.lazy},
+	}{{"trees", b.trees}, {"large", b.large}, {"pull", b.pull}, {"mount", b.mount},
+		{"lazy-first", b.lazyFirst}, {"lazy-local", b.lazyLocal},
 		{"write-names", b.writeNames}, {"write-data", b.writeData}, {"write-trees", b.writeTrees},
 		{"write-copyup", b.copyUp}, {"write-default", b.writeDefault}}
 	for _, p := range parts {
