@@ -26,8 +26,8 @@ const (
 
 // Types of the blobs of artifacts.
 const (
-	OwnLayerType = "application/vnd.imgfs.layer.v1"
-	OwnTraceType = "application/vnd.imgfs.trace.v1"
+	ownLayerType = "application/vnd.imgfs.layer.v1"
+	ownTraceType = "application/vnd.imgfs.trace.v1"
 
 	sociLayerType = "application/octet-stream"
 	manifestType  = "application/vnd.oci.image.manifest.v1+json"
@@ -113,7 +113,7 @@ func (a *Artifact) Encode() ([]byte, error) {
 	for _, p := range a.Layers {
 		d := descriptor{Digest: p.Digest, Size: p.Size}
 		if a.Type == OwnArtifact {
-			d.MediaType = OwnLayerType
+			d.MediaType = ownLayerType
 			d.Annotations = map[string]string{ownLayer: string(p.Layer), ownSize: strconv.FormatInt(p.DataSize, 10)}
 		} else {
 			d.MediaType = sociLayerType
@@ -124,7 +124,7 @@ func (a *Artifact) Encode() ([]byte, error) {
 		m.Layers = append(m.Layers, d)
 	}
 	if a.Trace != nil {
-		m.Layers = append(m.Layers, descriptor{MediaType: OwnTraceType, Digest: a.Trace.Digest, Size: a.Trace.Size})
+		m.Layers = append(m.Layers, descriptor{MediaType: ownTraceType, Digest: a.Trace.Digest, Size: a.Trace.Size})
 	}
 	return json.Marshal(&m)
 }
@@ -175,9 +175,9 @@ func (a *Artifact) part(d *descriptor) (*Part, error) {
 	p := &Part{Digest: d.Digest, Size: d.Size}
 	layer, sized := d.Annotations[sociLayer], d.Annotations[sociSpanSize]
 	switch {
-	case a.Type == OwnArtifact && d.MediaType == OwnTraceType:
+	case a.Type == OwnArtifact && d.MediaType == ownTraceType:
 		layer = ""
-	case a.Type == OwnArtifact && d.MediaType == OwnLayerType:
+	case a.Type == OwnArtifact && d.MediaType == ownLayerType:
 		layer, sized = d.Annotations[ownLayer], d.Annotations[ownSize]
 	case a.Type == OwnArtifact || d.MediaType != sociLayerType:
 		return nil, nil
@@ -185,7 +185,7 @@ func (a *Artifact) part(d *descriptor) (*Part, error) {
 	if p.Digest == "" || p.Size < 0 {
 		return nil, fmt.Errorf("%w: a blob %.80q of %d bytes", ErrCorrupt, p.Digest, p.Size)
 	}
-	if d.MediaType == OwnTraceType {
+	if d.MediaType == ownTraceType {
 		return p, nil
 	}
 	var err error
@@ -205,9 +205,9 @@ func (a *Artifact) part(d *descriptor) (*Part, error) {
 // is the part's.
 func Decode(kind string, part []byte, d Descriptor) (*Index, error) {
 	if kind == Own {
-		return DecodeLayer(part, d)
+		return decodeLayer(part, d)
 	}
-	z, err := ParseZtoc(part)
+	z, err := parseZtoc(part)
 	if err != nil {
 		return nil, err
 	}

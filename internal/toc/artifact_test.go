@@ -16,8 +16,8 @@ func testArtifact(typ string) *Artifact {
 		Type:    typ,
 		Subject: Subject{"application/vnd.oci.image.manifest.v1+json", id.BlobOf([]byte("image")), 123},
 		Layers: []Part{
-			{Digest: id.BlobOf([]byte("a")), Size: 1, Layer: id.BlobOf([]byte("layer a")), LayerType: "application/vnd.oci.image.layer.v1.tar+gzip", SpanSize: SociSpan},
-			{Digest: id.BlobOf([]byte("b")), Size: 2, Layer: id.BlobOf([]byte("layer b")), LayerType: "application/vnd.oci.image.layer.v1.tar", SpanSize: SociSpan},
+			{Digest: id.BlobOf([]byte("a")), Size: 1, Layer: id.BlobOf([]byte("layer a")), LayerType: "application/vnd.oci.image.layer.v1.tar+gzip", SpanSize: 4 << 20},
+			{Digest: id.BlobOf([]byte("b")), Size: 2, Layer: id.BlobOf([]byte("layer b")), LayerType: "application/vnd.oci.image.layer.v1.tar", SpanSize: 4 << 20},
 		},
 	}
 	switch typ {
@@ -78,11 +78,11 @@ func TestManifestRefused(t *testing.T) {
 		"not JSON":           {`{`, ErrCorrupt},
 		"another's":          {`{"artifactType":"application/vnd.example"}`, ErrNone},
 		"an image":           {`{"config":{"mediaType":"application/vnd.oci.image.config.v1+json"}}`, ErrNone},
-		"no digest":          {own(`{"mediaType":"` + OwnTraceType + `","size":1}`), ErrCorrupt},
-		"bad digest":         {own(`{"mediaType":"` + OwnTraceType + `","digest":"sha256:x","size":1}`), ErrCorrupt},
-		"negative size":      {own(`{"mediaType":"` + OwnTraceType + `","digest":` + digest + `,"size":-1}`), ErrCorrupt},
-		"of no layer":        {own(`{"mediaType":"` + OwnLayerType + `","digest":` + digest + `,"size":1}`), ErrCorrupt},
-		"of an odd layer":    {own(`{"mediaType":"` + OwnLayerType + `","digest":` + digest + `,"size":1,"annotations":{"io.imgfs.layer.digest":"md5:0"}}`), ErrCorrupt},
+		"no digest":          {own(`{"mediaType":"` + ownTraceType + `","size":1}`), ErrCorrupt},
+		"bad digest":         {own(`{"mediaType":"` + ownTraceType + `","digest":"sha256:x","size":1}`), ErrCorrupt},
+		"negative size":      {own(`{"mediaType":"` + ownTraceType + `","digest":` + digest + `,"size":-1}`), ErrCorrupt},
+		"of no layer":        {own(`{"mediaType":"` + ownLayerType + `","digest":` + digest + `,"size":1}`), ErrCorrupt},
+		"of an odd layer":    {own(`{"mediaType":"` + ownLayerType + `","digest":` + digest + `,"size":1,"annotations":{"io.imgfs.layer.digest":"md5:0"}}`), ErrCorrupt},
 		"something else too": {own(`{"mediaType":"text/plain","digest":` + digest + `,"size":1}`), nil},
 		"too many":           {own(strings.Repeat(`{},`, maxParts) + `{}`), ErrCorrupt},
 		"too large":          {own("") + strings.Repeat(" ", maxManifest), ErrCorrupt},

@@ -40,7 +40,7 @@ func BenchmarkSkeleton(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := ParseSkeleton(skeleton)
+	s, err := parseSkeleton(skeleton)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -89,11 +89,11 @@ func BenchmarkSkeleton(b *testing.B) {
 // BenchmarkZtoc times what is done with a layer of 10,000 files.
 func BenchmarkZtoc(b *testing.B) {
 	stream := manyFiles(b, 10_000)
-	zt, err := BuildZtoc(bytes.NewReader(stream), SociSpan, "")
+	zt, err := BuildZtoc(bytes.NewReader(stream), 4<<20, "")
 	if err != nil {
 		b.Fatal(err)
 	}
-	z, err := ParseZtoc(zt)
+	z, err := parseZtoc(zt)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func skeletonOf(t *testing.T, size int64, pieces ...recorded) *Skeleton {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := ParseSkeleton(b)
+	s, err := parseSkeleton(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestSkeletonOfEndlessHeaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := ParseSkeleton(b)
+	s, err := parseSkeleton(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestZtocOfHugeSizes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ParseZtoc(b); !errors.Is(err, ErrCorrupt) {
+	if _, err := parseZtoc(b); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("taken: %v", err)
 	}
 }

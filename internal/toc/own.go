@@ -26,8 +26,8 @@ func EncodeLayer(skeleton []byte, spans *span.Table) []byte {
 	return b
 }
 
-// DecodeLayer reads what EncodeLayer returned as the index of layer d. It keeps b.
-func DecodeLayer(b []byte, d Descriptor) (*Index, error) {
+// decodeLayer reads what EncodeLayer returned as the index of layer d. It keeps b.
+func decodeLayer(b []byte, d Descriptor) (*Index, error) {
 	rest, ok := bytes.CutPrefix(b, []byte(layerMagic))
 	if !ok {
 		return nil, fmt.Errorf("%w: not an index of a layer", ErrCorrupt)
@@ -43,7 +43,7 @@ func DecodeLayer(b []byte, d Descriptor) (*Index, error) {
 	if len(rest) > 0 {
 		return nil, fmt.Errorf("%w: %d bytes behind the index", ErrCorrupt, len(rest))
 	}
-	s, err := ParseSkeleton(parts[0])
+	s, err := parseSkeleton(parts[0])
 	if err != nil {
 		return nil, err
 	}

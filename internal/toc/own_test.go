@@ -86,7 +86,7 @@ func TestOwnIndexRefused(t *testing.T) {
 		"spans without proof": {EncodeLayer(otherSkeleton, bare), Descriptor{Size: int64(len(other))}},
 		"no skeleton":         {EncodeLayer(skeleton[1:], spans), d},
 	} {
-		if _, err := DecodeLayer(c.layer, c.d); !errors.Is(err, ErrCorrupt) {
+		if _, err := decodeLayer(c.layer, c.d); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -94,7 +94,7 @@ func TestOwnIndexRefused(t *testing.T) {
 		if n > 200 && n < len(layer)-200 && n%97 > 0 {
 			continue
 		}
-		if _, err := DecodeLayer(layer[:n:n], d); !errors.Is(err, ErrCorrupt) {
+		if _, err := decodeLayer(layer[:n:n], d); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("%d of %d bytes: %v", n, len(layer), err)
 		}
 	}
@@ -119,7 +119,7 @@ func TestProofFindsEveryHeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := ParseSkeleton(skeleton)
+	s, err := parseSkeleton(skeleton)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +176,7 @@ func FuzzSkeleton(f *testing.F) {
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("not the index of the stream: %v", err)
 		}
-		s, err := ParseSkeleton(skeleton)
+		s, err := parseSkeleton(skeleton)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,7 +234,7 @@ func FuzzOwnIndex(f *testing.F) {
 	layer, _, _ := ownIndex(f, stream, stream)
 	f.Add(layer)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		x, err := DecodeLayer(b, Descriptor{Size: int64(len(stream))})
+		x, err := decodeLayer(b, Descriptor{Size: int64(len(stream))})
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				t.Fatal(err)

@@ -13,13 +13,13 @@ import (
 func Reopen(kind string, raw []byte) (Proof, error) {
 	switch kind {
 	case Own, Tar:
-		s, err := ParseSkeleton(raw)
+		s, err := parseSkeleton(raw)
 		if err != nil {
 			return nil, err
 		}
 		return s.Proof(), nil
 	case Soci:
-		z, err := ParseZtoc(raw)
+		z, err := parseZtoc(raw)
 		if err != nil {
 			return nil, err
 		}

@@ -147,9 +147,9 @@ type Skeleton struct {
 	blocks []byte
 }
 
-// ParseSkeleton reads what Finish returned. It keeps b. Blocks are read, and
+// parseSkeleton reads what Finish returned. It keeps b. Blocks are read, and
 // refused, when they are replayed.
-func ParseSkeleton(b []byte) (*Skeleton, error) {
+func parseSkeleton(b []byte) (*Skeleton, error) {
 	rest, ok := bytes.CutPrefix(b, []byte(skeletonMagic))
 	if !ok {
 		return nil, fmt.Errorf("%w: not a skeleton", ErrCorrupt)

@@ -30,7 +30,7 @@ func indexOf(t testing.TB, stream []byte) (index, skeleton []byte, err error) {
 
 // replay returns the layer index that a skeleton gives.
 func replay(b []byte) ([]byte, error) {
-	s, err := ParseSkeleton(b)
+	s, err := parseSkeleton(b)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func TestSkeletonGivesTheIndex(t *testing.T) {
 			if err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%s, layer %d: not the index of the stream: %v", c.Name, i, err)
 			}
-			s, _ := ParseSkeleton(skeleton)
+			s, _ := parseSkeleton(skeleton)
 			if err := s.Proof().Check(bytes.NewReader(stream), 0, int64(len(stream))); err != nil {
 				t.Errorf("%s, layer %d: %v", c.Name, i, err)
 			}

@@ -108,8 +108,8 @@ type ztocFile struct {
 	table fbTable
 }
 
-// ParseZtoc reads a zTOC. It keeps b.
-func ParseZtoc(b []byte) (*Ztoc, error) {
+// parseZtoc reads a zTOC. It keeps b.
+func parseZtoc(b []byte) (*Ztoc, error) {
 	if len(b) > maxZtoc {
 		return nil, fmt.Errorf("%w: a zTOC of %d bytes (limit %d)", ErrCorrupt, len(b), maxZtoc)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/imgfs/imgfs/internal/layertar"
@@ -82,7 +83,7 @@ func TestZtocGivesTheLayer(t *testing.T) {
 	spans := 0
 	for _, l := range ztocCases() {
 		blob, stream := l.read(t)
-		z, err := ParseZtoc(l.build(t))
+		z, err := parseZtoc(l.build(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +233,7 @@ func TestZtocLies(t *testing.T) {
 		}, "fill"},
 	} {
 		when := func() string {
-			z, err := ParseZtoc(lyingZtoc(t, layer, c.change))
+			z, err := parseZtoc(lyingZtoc(t, layer, c.change))
 			if err != nil {
 				return "parse"
 			}
@@ -283,6 +284,9 @@ func TestZtocNone(t *testing.T) {
 	if _, err := BuildZtoc(bytes.NewReader(blob[:len(blob)/2]), sociSpan, ""); err == nil || errors.Is(err, ErrNone) {
 		t.Errorf("half of a layer: %v", err)
 	}
+	if _, err := BuildZtoc(iotest.ErrReader(errUnreadable), sociSpan, ""); !errors.Is(err, errUnreadable) || errors.Is(err, ErrNone) {
+		t.Errorf("a blob that cannot be read: %v", err)
+	}
 }
 
 // FuzzZtoc reads anything as a zTOC. There is no panic, no work without end, and
@@ -306,7 +310,7 @@ func FuzzZtoc(f *testing.F) {
 	f.Add(w.finish(w.end()))
 	zeros := make([]byte, 64<<10)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		z, err := ParseZtoc(b)
+		z, err := parseZtoc(b)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				t.Fatal(err)

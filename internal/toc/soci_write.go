@@ -13,20 +13,20 @@ import (
 	"github.com/imgfs/imgfs/internal/span"
 )
 
-// SociSpan is how many bytes of the stream lie between SOCI's checkpoints,
-// unless somebody wants something else.
-const SociSpan = 4 << 20
-
 // BuildZtoc makes the zTOC of a layer, the very one that SOCI's own builder
-// makes of it under the name tool in the time zone UTC. The blob, gzip or
-// plain, is read to its end. An error that wraps ErrNone says that SOCI has
+// makes of it under the name tool in the time zone UTC. Its checkpoints are at
+// least spanSize bytes of the stream apart, 4 MiB by SOCI's default. The blob,
+// gzip or plain, is read to its end. An error that wraps ErrNone says that SOCI has
 // nothing for such a layer.
 func BuildZtoc(blob io.Reader, spanSize int64, tool string) ([]byte, error) {
 	in := &counter{r: blob}
 	src := bufio.NewReader(in)
 	magic, err := src.Peek(4)
+	if err == io.EOF {
+		err = fmt.Errorf("%w: a layer of %d bytes", ErrNone, in.n)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: a layer of %d bytes: %w", ErrNone, in.n, err)
+		return nil, fmt.Errorf("zTOC: %w", err)
 	}
 	z := ztocWriter{spanSize: spanSize}
 	switch {

@@ -38,7 +38,7 @@ func OpenTar(ctx context.Context, b Blob, d Descriptor) (*Index, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", Tar, err)
 	}
-	skeleton, err := ParseSkeleton(raw)
+	skeleton, err := parseSkeleton(raw)
 	if err != nil {
 		return nil, err
 	}
