@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"path"
@@ -30,10 +29,8 @@ type foresight struct {
 	dir  string // where the linker is, and with it most libraries; "" if not known yet
 }
 
-const (
-	maxForeseen = 512 // files looked at for one mount
-	maxLinks    = 40  // symbolic links in one path
-)
+// maxForeseen is how many files are looked at for one mount.
+const maxForeseen = 512
 
 func newForesight(chain *layerdb.Chain, log *slog.Logger) *foresight {
 	s := &foresight{log: log, img: chain.Image(), data: chain.Data(), seen: map[part]bool{}}
@@ -70,9 +67,9 @@ func (s *foresight) look(at part) {
 		return // it is no ELF, or cannot be read, which is for its reader to hear
 	}
 	if p.interp != "" {
-		if n, dir, err := resolvePath(s.img, p.interp); err == nil {
+		if n, real, err := resolveIn(s.img, p.interp, true); err == nil {
 			s.mu.Lock()
-			s.dir = dir
+			s.dir = "/" + path.Dir(real)
 			s.mu.Unlock()
 			s.file(n)
 		}
@@ -103,7 +100,7 @@ func (s *foresight) library(name string, dirs []string) {
 		if !path.IsAbs(dir) {
 			continue
 		}
-		if n, _, err := resolvePath(s.img, path.Join(dir, name)); err == nil {
+		if n, _, err := resolveIn(s.img, path.Join(dir, name), true); err == nil {
 			s.file(n)
 			return
 		}
@@ -140,54 +137,4 @@ func (r reading) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	return f.ReadAt(p, r.at.Off+off)
-}
-
-// resolvePath finds a path in a tree, symbolic links followed within it, and the
-// directory where it ends.
-func resolvePath(img *erofs.Image, name string) (n erofs.NID, dir string, err error) {
-	at := img.Root()
-	dir = "/"
-	above := []erofs.NID{at} // of dir, from the root on
-	rest := strings.Split(name, "/")
-	for links := 0; len(rest) > 0; {
-		step := rest[0]
-		rest = rest[1:]
-		switch step {
-		case "", ".":
-			continue
-		case "..":
-			if len(above) > 1 {
-				above = above[:len(above)-1]
-				dir = path.Dir(dir)
-			}
-			at = above[len(above)-1]
-			continue
-		}
-		n, kind, err := img.Lookup(at, []byte(step))
-		if err != nil {
-			return 0, "", err
-		}
-		switch {
-		case kind == unix.DT_LNK:
-			if links++; links > maxLinks {
-				return 0, "", unix.ELOOP
-			}
-			target, err := img.ReadLink(n)
-			if err != nil {
-				return 0, "", err
-			}
-			if path.IsAbs(string(target)) {
-				at, dir, above = img.Root(), "/", above[:1]
-			}
-			rest = append(strings.Split(string(target), "/"), rest...)
-		case kind == unix.DT_DIR:
-			at, dir = n, path.Join(dir, step)
-			above = append(above, n)
-		case len(rest) > 0:
-			return 0, "", fmt.Errorf("%s: %w", path.Join(dir, step), unix.ENOTDIR)
-		default:
-			return n, dir, nil
-		}
-	}
-	return at, dir, nil
 }
