@@ -160,13 +160,13 @@ func verify(c *cli.Context) error {
 			fmt.Fprintf(c.App.Writer, "%s: repaired, %d damaged parts are fetched again\n", v.Layer, v.Bad)
 		case v.Problem != "":
 			bad++
-			fmt.Fprintf(c.App.Writer, "%s: %s\n", v.Layer, oneLine(v.Problem))
+			fmt.Fprintf(c.App.Writer, "%s: %s\n", v.Layer, oneLine(strings.TrimPrefix(v.Problem, "layer "+v.Layer.Short()+": ")))
 		}
 	}
-	if !c.Bool("quiet") {
-		fmt.Fprintf(c.App.ErrWriter, "verified %d layers, %s; %d of them are proven as a whole\n", len(list), size(bytes), sealed)
-	}
 	if bad == 0 {
+		if !c.Bool("quiet") {
+			fmt.Fprintf(c.App.ErrWriter, "verified %d layers, %s; %d of them are proven as a whole\n", len(list), size(bytes), sealed)
+		}
 		return nil
 	}
 	err = fault.New(fault.Integrity, "%d of %d layers are damaged", bad, len(list))

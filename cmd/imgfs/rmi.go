@@ -61,8 +61,10 @@ func gcCommand() *cli.Command {
 		Name:  "gc",
 		Usage: "delete layers that no image and no mount uses",
 		Description: `
-Such layers are left by pulls that failed half-way, and by rmi -f of an image
-that was mounted. Prints what was deleted and the disk space that came free.
+Such layers are left by pulls that failed half-way, by rmi -f of an image that
+was mounted, and by unpin. What is kept of layers in use is bounded by the
+daemon's --cache-limit, see imgfs df. Prints what was deleted and the disk
+space that came free.
 
 Example:
   imgfs gc
