@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -335,4 +336,37 @@ func TestCacheLimit(t *testing.T) {
 	if ranges == 0 {
 		t.Error("three layers stayed where one has room")
 	}
+}
+
+// TestLazyTools mounts what the tools of others put into Debian's registry:
+// zstd:chunked by skopeo. Little of it is fetched by the mount, and all is right.
+func TestLazyTools(t *testing.T) {
+	needFUSE(t)
+	files := bigTree(18)
+	img, err := imgtest.NewImage(imgtest.ImageSpec{Compression: "none", Layers: [][]byte{tarOf(t, files)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout := filepath.Join(t.TempDir(), "image")
+	if err := img.WriteLayout(layout, "latest"); err != nil {
+		t.Fatal(err)
+	}
+	ref := imgtest.Distribution(t, "", "") + "/x:1"
+	skopeo := exec.CommandContext(t.Context(), imgtest.Program(t, "skopeo"), "copy", "-q", "--insecure-policy", "--dest-tls-verify=false",
+		"--dest-compress-format=zstd:chunked", "oci:"+layout+":latest", "docker://"+ref)
+	if out, err := skopeo.CombinedOutput(); err != nil {
+		t.Fatalf("skopeo: %v\n%s", err, out)
+	}
+	d := runDaemon(t, Options{})
+	dir := mountDir(t)
+	m, err := mountAs(testContext(t), d.client, ref, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := d.client.Status(testContext(t))
+	if err != nil || st.DiskBytes > 1<<20 {
+		t.Errorf("%d bytes after the mount, %v", st.DiskBytes, err)
+	}
+	wantTree(t, dir, files)
+	unmounted(t, d.client, m)
 }
