@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"sort"
+	"slices"
 	"strings"
 
 	"github.com/imgfs/imgfs/internal/erofs"
@@ -278,17 +278,18 @@ func (x *Indexer) setXattrs(in *inode, raw []rawXattr) error {
 		if len(r.name) > maxName || len(r.value) > maxXattr {
 			return fmt.Errorf("extended attribute %.64q: name of %d and value of %d bytes (limits %d and %d)", r.name, len(r.name), len(r.value), maxName, maxXattr)
 		}
-		k := sort.Search(len(set), func(k int) bool { return set[k].Name >= string(r.name) })
-		value := bytes.Clone(r.value)
-		x.mem += int64(len(value))
-		if k < len(set) && set[k].Name == string(r.name) {
-			set[k].Value = value
-			continue
-		}
-		set = append(set, erofs.Xattr{})
-		copy(set[k+1:], set[k:])
-		set[k] = erofs.Xattr{Name: x.str(r.name), Value: value}
+		set = append(set, erofs.Xattr{Name: x.str(r.name), Value: bytes.Clone(r.value)})
+		x.mem += int64(len(r.value))
 	}
+	slices.SortStableFunc(set, func(a, b erofs.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	n := 0
+	for i := range set {
+		if i+1 == len(set) || set[i].Name != set[i+1].Name { // the last of a name
+			set[n] = set[i]
+			n++
+		}
+	}
+	set = set[:n]
 	total := 0
 	for i := range set {
 		total += 8 + len(set[i].Name) + len(set[i].Value)

@@ -13,15 +13,18 @@ type Limits struct {
 }
 
 const (
-	maxName    = 255                     // bytes of one component: NAME_MAX
-	maxTarget  = 4095                    // bytes of a symbolic link: PATH_MAX less its NUL
-	maxXattr   = 1<<16 - 1               // bytes of an attribute's value: the index format's limit
-	maxDevice  = (1<<32 - 2) * blockSize // bytes: 32-bit block numbers, the last one means a hole
-	maxSteps   = 4096                    // components walked for one path, symbolic links expanded
-	maxLinks   = 255                     // symbolic links followed for one path, as containerd's resolver
-	maxChunks  = 4096                    // chunks of one sparse file
-	dentryCost = 40 + 8                  // bytes held per name beside the name, hash slot included
-	inodeCost  = 96                      // bytes held per inode, replaced ones included
+	maxName   = 255                     // bytes of one component: NAME_MAX
+	maxTarget = 4095                    // bytes of a symbolic link: PATH_MAX less its NUL
+	maxXattr  = 1<<16 - 1               // bytes of an attribute's value: the index format's limit
+	maxDevice = (1<<32 - 2) * blockSize // bytes: 32-bit block numbers, the last one means a hole
+	maxSteps  = 4096                    // components walked for one path, symbolic links expanded
+	maxLinks  = 255                     // symbolic links followed for one path, as containerd's resolver
+	// Bytes of the paths that links are replaced in: as many as they can have if
+	// none becomes longer than a path may be.
+	maxExpanded = maxLinks * 4096
+	maxChunks   = 4096   // chunks of one sparse file
+	dentryCost  = 40 + 8 // bytes held per name beside the name, hash slot included
+	inodeCost   = 96     // bytes held per inode, replaced ones included
 )
 
 func (l Limits) withDefaults() Limits {

@@ -17,6 +17,7 @@ type sparseReader struct {
 	segs    []segment
 	text    []byte // of a 1.0 map
 	lines   int64
+	count   int64 // segments of a 1.0 map, in its first line; -1: not read yet
 	name    []byte
 	link    []byte
 	records int // of a continued old map
@@ -103,7 +104,7 @@ func (s *sparseReader) begin(h *header, payload int64) {
 	s.h = *h
 	s.h.name, s.h.link = s.name, s.link
 	s.payload = payload
-	s.segs, s.text, s.lines = s.segs[:0], s.text[:0], 0
+	s.segs, s.text, s.lines, s.count = s.segs[:0], s.text[:0], 0, -1
 }
 
 // oldSegments reads the entries of a header's or continuation's map.
@@ -173,24 +174,26 @@ func (x *Indexer) sparseHead(b *[blockSize]byte) error {
 	if len(s.text) > x.limits.Special {
 		return fmt.Errorf("sparse map larger than %d bytes", x.limits.Special)
 	}
-	if s.lines > 0 {
-		n, rest, ok := number(s.text, '\n')
+	if s.lines > 0 && s.count < 0 {
+		n, _, ok := number(s.text, '\n')
 		if !ok || n < 0 || n > int64(x.limits.Special) {
 			return errSparseMap
 		}
-		if s.lines > 2*n {
-			for range n {
-				var seg segment
-				var ok1, ok2 bool
-				seg.off, rest, ok1 = number(rest, '\n')
-				seg.n, rest, ok2 = number(rest, '\n')
-				if !ok1 || !ok2 {
-					return errSparseMap
-				}
-				s.segs = append(s.segs, seg)
+		s.count = n
+	}
+	if s.count >= 0 && s.lines > 2*s.count {
+		_, rest, _ := bytes.Cut(s.text, []byte("\n"))
+		for range s.count {
+			var seg segment
+			var ok1, ok2 bool
+			seg.off, rest, ok1 = number(rest, '\n')
+			seg.n, rest, ok2 = number(rest, '\n')
+			if !ok1 || !ok2 {
+				return errSparseMap
 			}
-			return x.endSparse()
+			s.segs = append(s.segs, seg)
 		}
+		return x.endSparse()
 	}
 	if s.payload < blockSize {
 		return errSparseMap

@@ -236,7 +236,7 @@ func (x *Indexer) walk(path []byte) (uint32, error) {
 			at, path = p, path[n+1:]
 		}
 	}
-	links := 0
+	links, expanded := 0, 0
 	for steps := 0; len(path) > 0; steps++ {
 		if steps > maxSteps {
 			return 0, errLoop
@@ -280,6 +280,9 @@ func (x *Indexer) walk(path []byte) (uint32, error) {
 			buf := &x.rest[links%2] // path may lie in the other one
 			*buf = append(append(append((*buf)[:0], in.target...), '/'), path...)
 			path = *buf
+			if expanded += len(path); expanded > maxExpanded {
+				return 0, errLoop
+			}
 		default:
 			return 0, errNotDir
 		}

@@ -215,7 +215,7 @@ func (z *Ztoc) points() ([]zpoint, span.Codec, error) {
 		points, err := gzipPoints(b)
 		return points, span.Gzip, err
 	case sociPlain:
-		points, err := plainPoints(b, z.size)
+		points, err := z.plainPoints(b)
 		return points, span.Plain, err
 	}
 	return nil, 0, fmt.Errorf("%w: zTOC of compression %d", ErrCorrupt, z.codec)
@@ -251,15 +251,15 @@ func gzipPoints(b []byte) ([]zpoint, error) {
 	return points, nil
 }
 
-func plainPoints(b []byte, size int64) ([]zpoint, error) {
+func (z *Ztoc) plainPoints(b []byte) ([]zpoint, error) {
 	r := fbReader{b: b}
 	root := r.root()
 	step := r.i64(root, tarSpan)
-	if r.bad || step <= 0 || r.i64(root, tarSize) != size || size/step > maxEntries {
-		return nil, errZtoc
+	if r.bad || step <= 0 || r.i64(root, tarSize) != z.size || z.size/step > int64(z.r.vector(z.info, infoDigests).n) {
+		return nil, errZtoc // each has a digest
 	}
 	var points []zpoint
-	for off := int64(0); off < size; off += step {
+	for off := int64(0); off < z.size; off += step {
 		points = append(points, zpoint{in: off, out: off})
 	}
 	return points, nil
