@@ -16,7 +16,8 @@ import (
 )
 
 // The snapshotters containerd is measured with. The lazy ones are daemons of
-// their own; both they and containerd run before the clock starts.
+// their own; both they and containerd run before the clock starts. SOCI's
+// needs containerd 2: it is not told namespaces by older ones.
 const (
 	overlayfs = "overlayfs"
 	stargz    = "stargz"
@@ -73,6 +74,9 @@ func (s *containerdSession) begin(ctx context.Context) error {
 		return err
 	}
 	if err := s.daemon("containerd", "--config", conf, "--log-level", "error"); err != nil {
+		return err
+	}
+	if err := appears(ctx, s.sock); err != nil {
 		return err
 	}
 	return s.ctr(ctx, "--connect-timeout", "20s", "version")
