@@ -28,8 +28,8 @@ func TestBombs(t *testing.T) {
 		return b
 	}
 	var attributes []erofs.Xattr
-	for i := range 40_000 {
-		attributes = append(attributes, erofs.Xattr{Name: fmt.Sprintf("user.%05d", 99_999-i)})
+	for i := range 100_000 {
+		attributes = append(attributes, erofs.Xattr{Name: fmt.Sprintf("user.%06d", 999_999-i)})
 	}
 
 	// Links that lead to each other, with much behind each.
@@ -60,7 +60,7 @@ func TestBombs(t *testing.T) {
 		if err == nil {
 			_, err = x.Finish(io.Discard, "tag")
 		}
-		if took := time.Since(start); err == nil || took > 2*time.Second {
+		if took := time.Since(start); err == nil || took > 10*time.Second {
 			t.Errorf("%s: %v, after %v", name, err, took)
 		} else {
 			t.Logf("%s: %v, after %v", name, err, took)
