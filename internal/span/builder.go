@@ -21,12 +21,15 @@ func NewBuilder(c Codec, blobSize int64) *Builder {
 // Add adds a span behind those added before. An error wraps ErrCorrupt: the
 // span breaks an invariant.
 func (b *Builder) Add(e Entry) error {
-	flags := e.Bits
+	flags := uint16(e.Bits)
 	if e.Bits > flagBits {
 		return fmt.Errorf("%w: span %d begins at bit %d of a byte", ErrCorrupt, len(b.t.spans), e.Bits)
 	}
 	if e.Header {
 		flags |= flagHeader
+	}
+	if e.Step {
+		flags |= flagStep
 	}
 	if e.Skip != 0 {
 		flags |= flagSkip
@@ -41,7 +44,7 @@ func (b *Builder) Add(e Entry) error {
 	if len(e.Window) > 0 {
 		flags |= flagState
 		if b.t.codec == Gzip {
-			if len(e.Window) > maxWindow {
+			if len(e.Window) > Window {
 				return fmt.Errorf("%w: span %d: window of %d bytes", ErrCorrupt, len(b.t.spans), len(e.Window))
 			}
 			if b.pack == nil {
@@ -75,7 +78,7 @@ func (b *Builder) Table() (*Table, error) {
 
 // add enters a span whose packed window has size bytes; digests and window
 // itself are the caller's to append. Every invariant is checked here.
-func (t *Table) add(s Span, skip int64, flags uint8, size int) error {
+func (t *Table) add(s Span, skip int64, flags uint16, size int) error {
 	var prev Span
 	var before rest
 	if n := len(t.spans); n > 0 {
@@ -91,6 +94,10 @@ func (t *Table) add(s Span, skip int64, flags uint8, size int) error {
 		bad = "bytes to skip"
 	case (size > 0) != (flags&flagState != 0) || size > math.MaxUint32-int(before.state):
 		bad = "window"
+	case flags >= 2*flagStep:
+		bad = "unknown flags"
+	case flags&flagStep != 0 && !t.follows(s, flags):
+		bad = "step"
 	case t.codec == Plain && (flags&^(flagBlob|flagData) != 0 || s.To-s.From != s.Len):
 		bad = "checkpoint without compression"
 	case t.codec == Gzip && flags&flagHeader != 0 && flags&(flagBits|flagState) != 0:
@@ -104,13 +111,33 @@ func (t *Table) add(s Span, skip int64, flags uint8, size int) error {
 		return fmt.Errorf("%w: span %d: %s (data %d+%d, blob %d to %d)", ErrCorrupt, len(t.spans), bad, s.Off, s.Len, s.From, s.To)
 	}
 	r := rest{skip: skip, state: before.state + uint32(size), flags: flags, sum: before.sum + before.digests()}
+	if flags&flagStep != 0 {
+		r.step = before.step + 1
+	}
 	t.spans, t.rest = append(t.spans, s), append(t.rest, r)
 	return nil
 }
 
+// follows reports whether s, a step with these flags, is the next one behind
+// the last span's: without a gap, in data or blob, far enough from their
+// checkpoint to have a whole window, and not farther than any span may reach.
+func (t *Table) follows(s Span, flags uint16) bool {
+	n := len(t.spans)
+	if n == 0 || t.codec != Gzip || flags&(flagHeader|flagSkip|flagBlob|flagState) != flagBlob || t.rest[n-1].step == maxSteps {
+		return false
+	}
+	prev, first := t.spans[n-1], t.spans[n-1-int(t.rest[n-1].step)]
+	shared := int64(0)
+	if flags&flagBits != 0 {
+		shared = 1
+	}
+	return s.Off == prev.Off+prev.Len && s.From == prev.To-shared && s.To > prev.To &&
+		s.Off-first.Off >= Window && s.Off+s.Len-first.Off <= MaxSpan && s.To-first.From <= maxBlob
+}
+
 // digests returns how many digests the span has.
 func (r rest) digests() uint32 {
-	return uint32(bits.OnesCount8(r.flags & (flagBlob | flagData)))
+	return uint32(bits.OnesCount16(r.flags & (flagBlob | flagData)))
 }
 
 // sumBytes returns the size of all digests.

@@ -7,7 +7,11 @@
 // decoding and caching. A *checkpoint* is where a decoder can start in the
 // middle of the blob, with the state it needs there: for gzip a bit position
 // and the *window*, up to 32 KiB of data before it; for zstd a frame's start or
-// a block's, with the bytes before it that are copied later on. A *Table* holds a blob's spans, a
+// a block's, with the bytes before it that are copied later on. A *step* is a
+// span of gzip data without a checkpoint: its window is the end of the data
+// before it, which must be there first. That takes no space for a window, so
+// steps are what makes spans smaller than checkpoints are far apart; a *run* is
+// a checkpoint's span and the steps behind it. A *Table* holds a blob's spans, a
 // Builder makes one from what somebody else knows (a foreign table of
 // contents), and a Reader makes one while it decodes a stream from its start.
 //

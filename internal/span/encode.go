@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"math"
 )
 
 // An encoded table is, numbers being varints (encoding/binary):
@@ -11,7 +12,7 @@ import (
 //	8   magic, with the version of the format
 //	1   codec
 //	    size of the blob, number of spans
-//	    by span: flags (1 byte); gap to the data before, length; from, counted
+//	    by span: flags; gap to the data before, length; from, counted
 //	    from the end in the blob of the span before (signed), length there;
 //	    bytes to skip, if any; size of the packed window, if any
 //	    digests, 32 bytes each, by span; of the blob bytes before of the data
@@ -20,7 +21,7 @@ import (
 //
 // Parse accepts nothing else: no byte is left over, and what Encode makes of
 // the parsed table is the same bytes, but for varints longer than they need be.
-const magic = "imgspan1"
+const magic = "imgspan2"
 
 // minSpan is how many bytes a span takes at least.
 const minSpan = 5
@@ -35,7 +36,7 @@ func (t *Table) Encode() []byte {
 	var prev Span
 	for i, s := range t.spans {
 		r := t.rest[i]
-		b = append(b, r.flags)
+		b = binary.AppendUvarint(b, uint64(r.flags))
 		b = binary.AppendUvarint(b, uint64(s.Off-prev.Off-prev.Len))
 		b = binary.AppendUvarint(b, uint64(s.Len))
 		b = binary.AppendVarint(b, s.From-prev.To)
@@ -75,7 +76,7 @@ func Parse(b []byte) (*Table, error) {
 	}
 	var prev Span
 	for range cap(t.spans) {
-		flags := p.byte()
+		flags := p.number()
 		s := Span{Off: prev.Off + prev.Len + p.number(), Len: p.number(), From: prev.To + p.signed()}
 		s.To = s.From + p.number()
 		var skip, size int64
@@ -88,7 +89,7 @@ func Parse(b []byte) (*Table, error) {
 		if p.bad {
 			break
 		}
-		if err := t.add(s, skip, flags, int(size)); err != nil {
+		if err := t.add(s, skip, uint16(min(flags, math.MaxUint16)), int(size)); err != nil {
 			return nil, err
 		}
 		prev = s
@@ -109,15 +110,6 @@ func Parse(b []byte) (*Table, error) {
 type parser struct {
 	b   []byte
 	bad bool
-}
-
-func (p *parser) byte() (v byte) {
-	if len(p.b) == 0 {
-		p.bad = true
-		return 0
-	}
-	v, p.b = p.b[0], p.b[1:]
-	return v
 }
 
 func (p *parser) number() int64 {

@@ -30,7 +30,7 @@ func TestRefusedSpans(t *testing.T) {
 		{"negative skip", Gzip, func(e *Entry) { e.Skip = -1 }},
 		{"absurd skip", Gzip, func(e *Entry) { e.Skip = MaxSpan + 1 }},
 		{"bit 8", Gzip, func(e *Entry) { e.Bits = 8 }},
-		{"long window", Gzip, func(e *Entry) { e.Window = make([]byte, maxWindow+1) }},
+		{"long window", Gzip, func(e *Entry) { e.Window = make([]byte, Window+1) }},
 		{"window before a header", Gzip, func(e *Entry) { e.Header, e.Bits = true, 0 }},
 		{"bits before a header", Gzip, func(e *Entry) { e.Header, e.Window = true, nil }},
 		{"header in zstd", Zstd, func(e *Entry) { e.Header, e.Bits, e.Window = true, 0, nil }},
@@ -98,6 +98,59 @@ func sealed(body []byte) []byte {
 	return binary.LittleEndian.AppendUint32(bytes.Clone(body), checksum(body))
 }
 
+// Only what follows its predecessor at once is a step.
+func TestRefusedSteps(t *testing.T) {
+	t.Parallel()
+	var sum [sha256.Size]byte
+	first := Entry{Off: 0, Len: Window, From: 0, To: 30_000, Header: true}
+	good := Entry{Off: Window, Len: 50_000, From: 29_999, To: 60_000, Bits: 3, Step: true, Blob: &sum}
+	for name, alter := range map[string]func(first, e *Entry, c *Codec){
+		"":               func(first, e *Entry, c *Codec) {},
+		"zstd":           func(first, e *Entry, c *Codec) { first.Header, e.Bits, e.From, *c = false, 0, 30_000, Zstd },
+		"first of all":   func(first, e *Entry, c *Codec) { first.Header, first.Step, first.Blob = false, true, &sum },
+		"header":         func(first, e *Entry, c *Codec) { e.Header, e.Bits, e.From = true, 0, 30_000 },
+		"window":         func(first, e *Entry, c *Codec) { e.Window = []byte("window") },
+		"skip":           func(first, e *Entry, c *Codec) { e.Skip = 1 },
+		"no digest":      func(first, e *Entry, c *Codec) { e.Blob, e.Data = nil, &sum },
+		"gap in data":    func(first, e *Entry, c *Codec) { e.Off++ },
+		"gap in blob":    func(first, e *Entry, c *Codec) { e.From++ },
+		"byte twice":     func(first, e *Entry, c *Codec) { e.Bits = 0 },
+		"no byte":        func(first, e *Entry, c *Codec) { e.To = 30_000 },
+		"no full window": func(first, e *Entry, c *Codec) { first.Len--; e.Off-- },
+		"run too long":   func(first, e *Entry, c *Codec) { e.Len = MaxSpan - Window + 1 },
+	} {
+		first, e, c := first, good, Gzip
+		alter(&first, &e, &c)
+		b := NewBuilder(c, 1<<30)
+		err := b.Add(first)
+		if err == nil {
+			err = b.Add(e)
+		}
+		if (err == nil) != (name == "") || err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b := NewBuilder(Gzip, 1<<30)
+	if err := b.Add(first); err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(maxSteps + 1) {
+		e := Entry{Off: Window + i, Len: 1, From: 30_000 + i, To: 30_001 + i, Step: true, Blob: &sum}
+		if err := b.Add(e); (err == nil) != (i < maxSteps) {
+			t.Fatalf("step %d: %v", i, err)
+		}
+	}
+	table, err := b.Table()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, first := range map[int]int{0: 0, 1: 0, 2: 0, maxSteps: 0} {
+		if got := table.Needs(i); got != first {
+			t.Errorf("span %d needs those from %d on", i, got)
+		}
+	}
+}
+
 // A window that unpacks to more than gzip has is refused before it is.
 func TestHostileWindow(t *testing.T) {
 	t.Parallel()
@@ -111,7 +164,7 @@ func TestHostileWindow(t *testing.T) {
 		if err := table.add(Span{0, 10, 0, 20}, 0, flagState, len(state)); err != nil {
 			t.Fatal(err)
 		}
-		if err := table.Decode(0, make([]byte, 20), make([]byte, 10)); !errors.Is(err, ErrCorrupt) {
+		if err := table.Decode(0, make([]byte, 20), nil, make([]byte, 10)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -123,7 +176,7 @@ func FuzzParse(f *testing.F) {
 	data := sample(100_000)
 	var noise bytes.Buffer
 	for _, blob := range [][]byte{data, member(f, data), append(member(f, data[:40_000]), member(f, data[40_000:])...)} {
-		r := NewReader(bytes.NewReader(blob), Options{Spacing: maxWindow})
+		r := NewReader(bytes.NewReader(blob), Options{Spacing: Window})
 		noise.Reset()
 		if _, err := r.WriteTo(&noise); err != nil {
 			f.Fatal(err)
@@ -147,7 +200,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil || again.Spans() != table.Spans() || again.DataSize() != table.DataSize() || again.Codec() != table.Codec() {
 			t.Fatalf("encoded and parsed again: %v", err)
 		}
-		prev := Span{}
+		prev, before := Span{}, make([]byte, Window)
 		for i := range min(table.Spans(), 100) {
 			s := table.At(i)
 			if s.Off < prev.Off+prev.Len || s.From < prev.From || s.To < prev.To || s.To > table.BlobSize() || s != again.At(i) {
@@ -159,12 +212,15 @@ func FuzzParse(f *testing.F) {
 			if first, n := table.Group(i); first > i || first+n <= i {
 				t.Fatalf("span %d is of a group of %d from %d", i, n, first)
 			}
+			if first := table.Needs(i); first < i && (table.At(first).Off > s.Off-Window || prev.Off+prev.Len != s.Off) {
+				t.Fatalf("span %d needs those from %d on", i, first)
+			}
 			prev = s
 			if s.Len > 1<<20 || s.To > int64(len(blob)) || table.rest[i].skip > 1<<20 {
 				continue
 			}
 			piece, dst := blob[s.From:s.To], make([]byte, s.Len)
-			if err := table.Decode(i, piece, dst); err != nil {
+			if err := table.Decode(i, piece, before, dst); err != nil {
 				if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrDigest) {
 					t.Fatal(err)
 				}

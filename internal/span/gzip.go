@@ -9,9 +9,6 @@ import (
 	"github.com/imgfs/imgfs/internal/inflate"
 )
 
-// maxWindow is how far gzip's matches reach back.
-const maxWindow = 32 << 10
-
 // gzipDecoders decodes spans of gzip blobs. It is safe for concurrent use.
 type gzipDecoders struct{ pool sync.Pool }
 
@@ -31,7 +28,7 @@ func (d *gzipDecoders) decode(c checkpoint, blob []byte, parts []part) error {
 		if err != nil {
 			return err
 		}
-		g = &gzipDecoder{z: inflate.NewReader(nil), unpack: unpack, window: make([]byte, 0, maxWindow)}
+		g = &gzipDecoder{z: inflate.NewReader(nil), unpack: unpack, window: make([]byte, 0, Window)}
 	}
 	defer d.pool.Put(g)
 	window, err := unpackWindow(g.unpack, g.window, c.state)
@@ -39,6 +36,9 @@ func (d *gzipDecoders) decode(c checkpoint, blob []byte, parts []part) error {
 		return err
 	}
 	g.src.Reset(blob)
+	if c.flags&flagStep != 0 {
+		window = c.before
+	}
 	if c.flags&flagHeader != 0 {
 		g.z.Reset(&g.src)
 	} else {

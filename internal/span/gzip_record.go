@@ -11,16 +11,21 @@ import (
 var errLongBlock = errors.New("gzip: a block is too long to begin behind it")
 
 // passGzip decodes src, every member of it, to w. A span ends at the first
-// border between two blocks at which it has the wished length.
+// border between two blocks at which it has the wished length; there is a
+// checkpoint where those since the last one have.
 func passGzip(src io.Reader, w io.Writer, rec *recording) (int64, error) {
 	g := &gzipPass{
 		in:      held{src: src, max: maxRecorded},
 		w:       w,
-		spacing: max(rec.Spacing, maxWindow), // a window's use is known when as much data has come
+		spacing: min(max(rec.Spacing, Window), maxRecorded), // a window's use is known when as much data has come
+		step:    max(rec.Step, Window),
 		r:       newRecorder(rec),
 	}
 	if rec.Spacing == 0 {
 		g.spacing = defaultSpacing
+	}
+	if rec.Step == 0 {
+		g.step = defaultStep
 	}
 	defer func() {
 		g.r.close()
@@ -47,6 +52,9 @@ type gzipPass struct {
 	w       io.Writer
 	off     int64 // data written
 	spacing int64
+	step    int64
+	since   int64 // data offset of the last checkpoint
+	steps   int   // begun since then
 	r       *recorder
 	open    []*draft // not sent yet; all but the last have ended
 }
@@ -55,18 +63,26 @@ type gzipPass struct {
 func (g *gzipPass) border(c inflate.Checkpoint) *inflate.Used {
 	if len(g.open) == 0 && !g.in.over { // the first member's first block
 		d := g.r.next()
-		d.e = Entry{Header: true}
+		d.e, d.tested = Entry{Header: true}, tested
 		g.open = append(g.open, d)
 		return nil
 	}
-	if g.tooLong(c.Out) || c.Out-g.last().e.Off < g.spacing {
+	far := c.Out-g.since >= g.spacing || g.steps == maxSteps
+	if g.tooLong(c.Out) || c.Out-g.last().e.Off < g.step && !far {
 		return nil
 	}
 	d := g.r.next()
-	d.e = Entry{Off: c.Out, From: c.Bit / 8, Bits: uint8(c.Bit % 8)}
-	d.window = append(d.window, c.Window[len(c.Window)-c.Reach:]...)
+	d.e = Entry{Off: c.Out, From: c.Bit / 8, Bits: uint8(c.Bit % 8), Step: !far}
 	g.end(c.Out, (c.Bit+7)/8, d.e.From, d.blob)
 	g.open = append(g.open, d)
+	if d.e.Step {
+		g.steps++
+		d.tested = stepTested
+		d.window = append(d.window, c.Window...)
+		return nil
+	}
+	g.since, g.steps, d.tested = c.Out, 0, tested
+	d.window = append(d.window, c.Window[len(c.Window)-c.Reach:]...)
 	return &d.used
 }
 
@@ -94,9 +110,9 @@ func (g *gzipPass) end(off, to, from int64, room []byte) {
 func (g *gzipPass) Write(p []byte) (int, error) {
 	if !g.in.over {
 		for _, d := range g.open {
-			at, n := d.e.Off+int64(len(d.head))-g.off, tested-len(d.head)
+			at, n := d.e.Off+int64(len(d.head))-g.off, d.wants()-int64(len(d.head))
 			if n > 0 && at < int64(len(p)) {
-				d.head = append(d.head, p[at:min(at+int64(n), int64(len(p)))]...)
+				d.head = append(d.head, p[at:min(at+n, int64(len(p)))]...)
 			}
 		}
 		g.send()
@@ -111,7 +127,7 @@ func (g *gzipPass) Write(p []byte) (int, error) {
 func (g *gzipPass) send() {
 	for len(g.open) > 0 {
 		d := g.open[0]
-		if d.e.To == 0 || int64(len(d.head)) < min(tested, d.e.Len) {
+		if d.e.To == 0 || int64(len(d.head)) < d.wants() {
 			return
 		}
 		g.open = slices.Delete(g.open, 0, 1)

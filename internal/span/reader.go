@@ -12,10 +12,13 @@ import (
 
 // Options say how a Reader makes its table. The zero value is the default.
 type Options struct {
-	// Spacing is about how much data a span has; 0 is a bit less than 1 MiB
-	// for gzip and uncompressed blobs, and for zstd what its windows make
+	// Spacing is about how much data there is between two checkpoints; 0 is
+	// 1 MiB for gzip and uncompressed blobs, and for zstd what its windows make
 	// worth while.
 	Spacing int64
+	// Step is about how much data a step has, for gzip; 0 is 128 KiB, as much
+	// as Spacing means that there are none.
+	Step int64
 }
 
 // Reader decodes a blob from its start and makes its Table by the way. It is

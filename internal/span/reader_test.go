@@ -108,7 +108,7 @@ func check(t *testing.T, table *Table, blob, want []byte) {
 		end += s.Len
 		wg.Go(func() {
 			got := make([]byte, s.Len)
-			if err := parsed.Decode(i, blob[s.From:s.To], got); err != nil || !bytes.Equal(got, want[s.Off:s.Off+s.Len]) {
+			if err := parsed.Decode(i, blob[s.From:s.To], want[:s.Off], got); err != nil || !bytes.Equal(got, want[s.Off:s.Off+s.Len]) {
 				t.Errorf("span %d of %d, %v: %v", i, table.Spans(), s, err)
 			}
 			if !parsed.Proves(i) {
@@ -143,8 +143,8 @@ func TestGzip(t *testing.T) {
 	flushed := func() []byte {
 		var b bytes.Buffer
 		w := gzip.NewWriter(&b)
-		for off := 0; off < len(data); off += 10_007 {
-			w.Write(data[off:min(off+10_007, len(data))])
+		for off := 0; off < len(data); off += 700 {
+			w.Write(data[off:min(off+700, len(data))])
 			w.Flush()
 		}
 		w.Close()
@@ -196,17 +196,56 @@ func TestGzip(t *testing.T) {
 			if tt.slow {
 				want = data[:300_000]
 			}
-			for _, spacing := range []int64{0, 1, 200_000} {
-				table, err := read(t, blob, want, Options{Spacing: spacing})
+			for _, o := range []Options{{}, {Spacing: 1}, {Spacing: 99_000, Step: 1}, {Spacing: 200_000, Step: 200_000}} {
+				table, err := read(t, blob, want, o)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if spacing == 200_000 && !tt.slow && table.Spans() < 4 {
+				if o.Spacing != 1 && o != (Options{}) && !tt.slow && table.Spans() < 4 {
 					t.Errorf("only %d spans", table.Spans())
 				}
 				check(t, table, blob, want)
 			}
 		})
+	}
+}
+
+// Spans are far smaller than checkpoints are apart, and what is between two
+// needs nothing but the data before it.
+func TestSteps(t *testing.T) {
+	t.Parallel()
+	data := sample(4_000_000)
+	blob := run(t, data, "gzip", "-6")
+	table, err := read(t, blob, data, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := 0
+	for i := range table.Spans() {
+		s := table.At(i)
+		if table.Needs(i) == i {
+			continue
+		}
+		steps++
+		dst := make([]byte, s.Len)
+		before := data[s.Off-Window : s.Off]
+		if err := table.Decode(i, blob[s.From:s.To], before, dst); err != nil || !bytes.Equal(dst, data[s.Off:s.Off+s.Len]) {
+			t.Errorf("span %d: %v", i, err)
+		}
+		if err := table.Decode(i, blob[s.From:s.To], before[1:], dst); err == nil {
+			t.Error("decoded without a whole window")
+		}
+		wrong := bytes.Clone(blob[s.From:s.To])
+		wrong[len(wrong)/2] ^= 1
+		if err := table.Decode(i, wrong, before, dst); !errors.Is(err, ErrDigest) {
+			t.Errorf("wrong bytes: %v", err)
+		}
+	}
+	if all := table.Spans(); all < 20 || all-steps > 6 {
+		t.Errorf("%d steps of %d spans", steps, all)
+	}
+	if size := len(table.Encode()); size > len(data)/400 {
+		t.Errorf("a table of %d bytes", size)
 	}
 }
 
@@ -294,7 +333,7 @@ func TestFinishTests(t *testing.T) {
 		"it leads to other bytes":              func(d *draft) { d.head[5]++ },
 		"test of a checkpoint":                 func(d *draft) { d.blob = d.blob[:20] },
 		"span 0: data":                         func(d *draft) { d.e.Len = 0 },
-		"internal error: panic: runtime error": func(d *draft) { d.window = make([]byte, 2*maxWindow) },
+		"internal error: panic: runtime error": func(d *draft) { d.window = make([]byte, 2*Window) },
 	} {
 		rec := &recording{b: NewBuilder(Gzip, int64(len(blob)))}
 		d := &draft{e: Entry{Len: int64(len(data)), To: int64(len(blob)), Header: true}, blob: blob, head: bytes.Clone(data)}

@@ -12,16 +12,19 @@ import (
 )
 
 const (
-	// defaultSpacing makes spans that are rarely longer than 1 MiB, with the
-	// rest of the block in which it ends.
-	defaultSpacing = 7 << 17
+	// A span is longer by what is left of the block in which it has the wished
+	// length: steps are of about 128 KiB.
+	defaultSpacing = 1 << 20
+	defaultStep    = 3 << 15
 	// maxRecorded limits the spans that are recorded here, data and blob bytes:
 	// they are held in memory. Encoders make blocks far shorter; one that does
 	// not has no place where a reader could begin.
 	maxRecorded = 16 << 20
 	// tested is how much of a span is decoded to test it. A window reaches no
-	// further, so what comes behind depends on nothing but what was tested.
-	tested = maxWindow
+	// further, so what comes behind depends on nothing but what was tested. That
+	// of a step is whole: only where it begins is to be tested.
+	tested     = Window
+	stepTested = 1 << 10
 )
 
 // draft is a span on its way into the table.
@@ -34,6 +37,15 @@ type draft struct {
 	window []byte // before e.Off, whole
 	used   inflate.Used
 	head   []byte // first bytes of the data, to compare with when it is tested
+	tested int64  // how many those are, if there are so many
+}
+
+// wants returns how many bytes of head are wanted.
+func (d *draft) wants() int64 {
+	if d.e.To == 0 { // it has not ended
+		return d.tested
+	}
+	return min(d.tested, d.e.Len)
 }
 
 // recorder finishes drafts beside the pass that makes them: hashes their blob
@@ -94,7 +106,9 @@ func (rec *recording) finish(d *draft) (err error) {
 	}()
 	d.sum = sha256.Sum256(d.blob)
 	d.e.Blob = &d.sum
-	d.e.Window = sparse(d.window, &d.used)
+	if !d.e.Step {
+		d.e.Window = sparse(d.window, &d.used)
+	}
 	if err := rec.b.Add(d.e); err != nil {
 		return err
 	}
@@ -103,7 +117,7 @@ func (rec *recording) finish(d *draft) (err error) {
 	}
 	t := &rec.b.t
 	rec.test = slices.Grow(rec.test[:0], len(d.head))[:len(d.head)]
-	if err := t.decode(len(t.spans)-1, d.blob, []part{{0, rec.test}}); err != nil {
+	if err := t.decode(len(t.spans)-1, d.blob, d.window, []part{{0, rec.test}}); err != nil {
 		return fmt.Errorf("test of a checkpoint: %w", err)
 	}
 	if !bytes.Equal(rec.test, d.head) {
@@ -117,7 +131,7 @@ func (rec *recording) finish(d *draft) (err error) {
 func sparse(window []byte, used *inflate.Used) []byte {
 	first := len(window)
 	for k := len(window) - 1; k >= 0; k-- {
-		if i := maxWindow - len(window) + k; used[i/64]>>(i%64)&1 == 1 {
+		if i := Window - len(window) + k; used[i/64]>>(i%64)&1 == 1 {
 			first = k
 		} else {
 			window[k] = 0

@@ -45,6 +45,11 @@ const (
 	// maxBlob limits a span's blob bytes: what does not compress grows a bit,
 	// and headers may come between.
 	maxBlob = 2 * MaxSpan
+	// Window is how much data before a step has to be there to decode it: as
+	// far as gzip's matches reach back.
+	Window = 32 << 10
+	// maxSteps limits the steps behind one checkpoint.
+	maxSteps = 255
 	// maxOffset limits offsets, so that sums of two of them do not overflow.
 	maxOffset = math.MaxInt64 / 4
 )
@@ -62,6 +67,8 @@ type Entry struct {
 	// Header says that a gzip member's header stands at From. Otherwise a
 	// deflate block begins there.
 	Header bool
+	// Step says that the window is the end of the data of the spans before.
+	Step bool
 	// Window is the decoder's state at From; nil where it needs none. For gzip
 	// the data before it, at most 32 KiB. It is not kept.
 	Window []byte
@@ -89,7 +96,8 @@ type rest struct {
 	skip  int64
 	state uint32 // index in states of the window's end; it begins where the one before ends
 	sum   uint32 // number of digests before this span's
-	flags uint8
+	flags uint16
+	step  uint8 // spans between this one and its checkpoint; 0: it has one itself
 }
 
 // The flags of a span, as they are in the encoded table too.
@@ -100,6 +108,7 @@ const (
 	flagBlob   = 1 << 5 // a digest of the blob bytes
 	flagData   = 1 << 6 // a digest of the data, behind the other
 	flagState  = 1 << 7 // a window
+	flagStep   = 1 << 8
 )
 
 // Codec returns how the blob is compressed.
@@ -143,6 +152,17 @@ func (t *Table) Find(off int64) int {
 // promised bytes or an error.
 func (t *Table) Proves(i int) bool { return t.rest[i].flags&(flagBlob|flagData) != 0 }
 
+// Needs returns the first of the spans [first, i) whose data must be there to
+// decode span i: none but for a step. Each of them may need others before it.
+func (t *Table) Needs(i int) (first int) {
+	first = i
+	if t.rest[i].step > 0 {
+		for from := t.spans[i].Off - Window; t.spans[first].Off > from; first-- {
+		}
+	}
+	return first
+}
+
 // Group returns the group of span i: n spans from first on that are parts of
 // what the same blob bytes decode to, so that one pass gives them all. Most
 // spans are a group of their own.
@@ -165,14 +185,16 @@ func (t *Table) joined(i int) bool {
 }
 
 // Decode decodes span i into dst, which has its length, from blob, the blob
-// bytes [From, To). After an error the contents of dst are undefined.
-func (t *Table) Decode(i int, blob, dst []byte) error {
-	return t.DecodeGroup(i, blob, [][]byte{dst})
+// bytes [From, To), and before, which ends with the Window bytes of data in
+// front of the span if that is a step, and is ignored if not. After an error
+// the contents of dst are undefined.
+func (t *Table) Decode(i int, blob, before, dst []byte) error {
+	return t.DecodeGroup(i, blob, before, [][]byte{dst})
 }
 
 // DecodeGroup decodes len(dst) spans of a group from span first on, as Decode
 // does each. A nil in dst is a span that is not wanted.
-func (t *Table) DecodeGroup(first int, blob []byte, dst [][]byte) error {
+func (t *Table) DecodeGroup(first int, blob, before []byte, dst [][]byte) error {
 	parts := make([]part, 0, len(dst))
 	at := int64(0) // in what the blob bytes decode to
 	for k, d := range dst {
@@ -198,7 +220,10 @@ func (t *Table) DecodeGroup(first int, blob []byte, dst [][]byte) error {
 	if len(parts) == 0 {
 		return nil
 	}
-	if err := t.decode(first, blob, parts); err != nil {
+	if t.rest[first].step > 0 && len(before) < Window {
+		return fmt.Errorf("span %d: %d bytes of data before it, want %d", first, len(before), Window)
+	}
+	if err := t.decode(first, blob, before, parts); err != nil {
 		if blobSum, dataSum := t.digests(first); blobSum == nil && dataSum != nil {
 			// Bytes that do not even decode are not those of the digest.
 			return fmt.Errorf("span %d: %w: %w", first, ErrDigest, err)
@@ -216,8 +241,11 @@ func (t *Table) DecodeGroup(first int, blob []byte, dst [][]byte) error {
 }
 
 // decode decodes blob with the codec, from the checkpoint of span i.
-func (t *Table) decode(i int, blob []byte, parts []part) error {
-	c := checkpoint{t.rest[i].flags, t.state(i)}
+func (t *Table) decode(i int, blob, before []byte, parts []part) error {
+	c := checkpoint{flags: t.rest[i].flags, state: t.state(i)}
+	if t.rest[i].step > 0 {
+		c.before = before[len(before)-Window:]
+	}
 	switch t.codec {
 	case Plain:
 		copy(parts[0].dst, blob)
@@ -231,8 +259,9 @@ func (t *Table) decode(i int, blob []byte, parts []part) error {
 
 // checkpoint is where and how a codec starts to decode.
 type checkpoint struct {
-	flags uint8
-	state []byte // the window, packed; empty: none
+	flags  uint16
+	state  []byte // the window, packed; empty: none
+	before []byte // the window of a step
 }
 
 // part is what is wanted of decoded bytes: skip of them are not, then dst is

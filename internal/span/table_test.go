@@ -59,7 +59,7 @@ func TestMembersAsSpans(t *testing.T) {
 		for i, want := range [][]byte{data[:100_000], data[100_000:250_000], data[250_000:]} {
 			s := table.At(i)
 			got := make([]byte, s.Len)
-			if err := table.Decode(i, blob[s.From:s.To], got); err != nil || !bytes.Equal(got, want) {
+			if err := table.Decode(i, blob[s.From:s.To], nil, got); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("span %d: %v", i, err)
 			}
 		}
@@ -67,7 +67,7 @@ func TestMembersAsSpans(t *testing.T) {
 			t.Errorf("group of span 2: %d spans from %d", n, first)
 		}
 		two, three := make([]byte, 150_000), make([]byte, 50_000)
-		if err := table.DecodeGroup(1, blob[cut:], [][]byte{two, three}); err != nil || !bytes.Equal(append(two, three...), data[100_000:]) {
+		if err := table.DecodeGroup(1, blob[cut:], nil, [][]byte{two, three}); err != nil || !bytes.Equal(append(two, three...), data[100_000:]) {
 			t.Errorf("group: %v", err)
 		}
 		for off, want := range map[int64]int{0: 0, 99_999: 0, 100_000: 1, 100_096: 1, 250_100: 2, 350_031: 2, 350_032: 3} {
@@ -77,7 +77,7 @@ func TestMembersAsSpans(t *testing.T) {
 		}
 		bad := bytes.Clone(blob[cut:])
 		bad[len(bad)*7/8] ^= 4
-		if err := table.Decode(2, bad, make([]byte, 50_000)); !errors.Is(err, ErrDigest) {
+		if err := table.Decode(2, bad, nil, make([]byte, 50_000)); !errors.Is(err, ErrDigest) {
 			t.Errorf("a changed byte: %v", err)
 		}
 	}

@@ -30,8 +30,8 @@ func (p *packer) pack(dst, window []byte) []byte { return p.z.EncodeAll(window, 
 func newUnpacker() (*zstd.Decoder, error) {
 	return zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(1),
-		zstd.WithDecoderMaxWindow(maxWindow),
-		zstd.WithDecoderMaxMemory(maxWindow),
+		zstd.WithDecoderMaxWindow(Window),
+		zstd.WithDecoderMaxMemory(Window),
 	)
 }
 
@@ -41,7 +41,7 @@ func unpackWindow(z *zstd.Decoder, buf, packed []byte) ([]byte, error) {
 		return nil, nil
 	}
 	window, err := z.DecodeAll(packed, buf[:0])
-	if err == nil && len(window) > maxWindow {
+	if err == nil && len(window) > Window {
 		err = errors.New("too long")
 	}
 	if err != nil {

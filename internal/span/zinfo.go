@@ -56,8 +56,8 @@ func (z *Zinfo) WriteTo(w io.Writer) (int64, error) {
 			z.src.drop() // nothing but a trap has so many
 			return nil
 		}
-		p := ZinfoPoint{In: (c.Bit + 7) / 8, Out: c.Out, Bits: uint8(-c.Bit & 7), Window: make([]byte, maxWindow)}
-		copy(p.Window[maxWindow-len(c.Window):], c.Window)
+		p := ZinfoPoint{In: (c.Bit + 7) / 8, Out: c.Out, Bits: uint8(-c.Bit & 7), Window: make([]byte, Window)}
+		copy(p.Window[Window-len(c.Window):], c.Window)
 		z.end(p.In, p.From())
 		z.points = append(z.points, p)
 		return nil
@@ -95,7 +95,7 @@ func (z *Zinfo) Sums() [][sha256.Size]byte { return z.sums }
 
 // Encode returns the checkpoints in SOCI's form, version 2.
 func (z *Zinfo) Encode() []byte {
-	b := make([]byte, 0, 4+8+len(z.points)*(8+8+1+maxWindow))
+	b := make([]byte, 0, 4+8+len(z.points)*(8+8+1+Window))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(z.points)))
 	b = binary.LittleEndian.AppendUint64(b, uint64(z.spacing))
 	for _, p := range z.points {

@@ -61,6 +61,6 @@ func BenchmarkZstd(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.Run(c.name+"/span", func(b *testing.B) { benchDecode(b, table, blob) })
+		b.Run(c.name+"/span", func(b *testing.B) { benchDecode(b, table, blob, data) })
 	}
 }

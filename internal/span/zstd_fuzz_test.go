@@ -36,7 +36,7 @@ func FuzzZstdStream(f *testing.F) {
 		for i := range table.Spans() {
 			s := table.At(i)
 			dst := make([]byte, s.Len)
-			if err := table.Decode(i, blob[s.From:s.To], dst); err != nil {
+			if err := table.Decode(i, blob[s.From:s.To], nil, dst); err != nil {
 				t.Fatalf("span %d, %v: %v", i, s, err)
 			}
 			if !bytes.Equal(dst, out.Bytes()[s.Off:s.Off+s.Len]) {

@@ -49,7 +49,7 @@ func data(x *Index, blob []byte) ([]byte, error) {
 		if s.Off+s.Len > x.DataSize {
 			return nil, fmt.Errorf("span %d reaches behind the data", i)
 		}
-		if err := x.Spans.Decode(i, blob[s.From:s.To], out[s.Off:s.Off+s.Len]); err != nil {
+		if err := x.Spans.Decode(i, blob[s.From:s.To], out[:s.Off], out[s.Off:s.Off+s.Len]); err != nil {
 			return nil, err
 		}
 	}

@@ -18,7 +18,7 @@ func ownIndex(t testing.TB, blob, stream []byte) (layer, skeleton []byte, spans 
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := span.NewReader(bytes.NewReader(blob), span.Options{Spacing: 32 << 10})
+	r := span.NewReader(bytes.NewReader(blob), span.Options{Spacing: 128 << 10, Step: 32 << 10})
 	if _, err := r.WriteTo(io.Discard); err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func TestOwnIndexGivesTheLayer(t *testing.T) {
 		for i := range x.Spans.Spans() {
 			s := x.Spans.At(i)
 			got := make([]byte, s.Len)
-			if err := x.Spans.Decode(i, blob[s.From:s.To], got); err != nil || !bytes.Equal(got, stream[s.Off:s.Off+s.Len]) {
+			if err := x.Spans.Decode(i, blob[s.From:s.To], stream[:s.Off], got); err != nil || !bytes.Equal(got, stream[s.Off:s.Off+s.Len]) {
 				t.Errorf("%s, span %d: %v", l.file, i, err)
 			}
 			if err := again.Check(bytes.NewReader(stream), s.Off, s.Off+s.Len); err != nil {

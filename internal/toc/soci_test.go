@@ -102,7 +102,7 @@ func TestZtocGivesTheLayer(t *testing.T) {
 		for i := range x.Spans.Spans() {
 			s := x.Spans.At(i)
 			got := make([]byte, s.Len)
-			if err := x.Spans.Decode(i, blob[s.From:s.To], got); err != nil || !bytes.Equal(got, stream[s.Off:s.Off+s.Len]) {
+			if err := x.Spans.Decode(i, blob[s.From:s.To], nil, got); err != nil || !bytes.Equal(got, stream[s.Off:s.Off+s.Len]) {
 				t.Errorf("%s, span %d: %v", l.file, i, err)
 			}
 			if err := x.Proof.Check(bytes.NewReader(stream), s.Off, s.Off+s.Len); err != nil {
@@ -250,7 +250,7 @@ func TestZtocLies(t *testing.T) {
 			for i := range x.Spans.Spans() {
 				s := x.Spans.At(i)
 				got := make([]byte, s.Len)
-				if err := x.Spans.Decode(i, blob[s.From:s.To], got); err != nil || !bytes.HasPrefix(stream[s.Off:], got) {
+				if err := x.Spans.Decode(i, blob[s.From:s.To], nil, got); err != nil || !bytes.HasPrefix(stream[s.Off:], got) {
 					return "decode"
 				}
 			}
@@ -323,7 +323,7 @@ func FuzzZtoc(f *testing.F) {
 				if s.To > s.From+int64(len(zeros)) || s.Len > int64(len(zeros)) {
 					continue
 				}
-				x.Spans.Decode(i, zeros[:s.To-s.From], make([]byte, s.Len))
+				x.Spans.Decode(i, zeros[:s.To-s.From], nil, make([]byte, s.Len))
 			}
 		} else if !errors.Is(err, ErrCorrupt) {
 			t.Fatal(err)
