@@ -11,13 +11,16 @@ func (f *File) borrow(r *request) {
 			return
 		}
 		i = g.i
-		data := f.pool.buffer(g.end - g.off)
-		if f.o.Elsewhere(r.ctx, i, data) {
-			l := landing{f: f, r: r, g: g, data: data, sums: []uint64{checksum(data)}}
+		l := landing{f: f, r: r, g: g, data: f.pool.buffer(g.end - g.off), sums: make([]uint64, 1)}
+		got := f.o.Elsewhere(r.ctx, i, l.data)
+		if got {
+			l.sums[0] = checksum(l.data)
 			l.keepAll(nil)
+		}
+		f.pool.free(l.data)
+		if got {
 			l.finish()
 		}
-		f.pool.free(data)
 		f.landed(r, g)
 	}
 }

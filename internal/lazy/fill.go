@@ -36,17 +36,19 @@ func (f *File) Fill(ctx context.Context, off, n, end int64) (*os.File, error) {
 
 // want is what somebody waits for.
 type want struct {
-	lo, hi int   // spans
-	end    int64 // of the file, in the data
-	stop   int   // span at which reading ahead ends; 0: not known yet
-	raw    bool  // no need for the spans to be proven
-	now    bool  // somebody waits
+	lo, hi int      // spans
+	end    int64    // of the file, in the data
+	stop   int      // span at which reading ahead ends; 0: not known yet
+	raw    bool     // no need for the spans to be proven
+	now    bool     // somebody waits
+	by     *request // that needs it for what it brings; nil: a reader
 }
 
 // waiter waits for one span.
 type waiter struct {
 	span int
 	raw  bool
+	by   *request   // on whose behalf it waits; nil: a reader's
 	from *request   // that will bring the span, or wake the waiter
 	done chan error // gets one error, or nil: look again
 }
@@ -164,7 +166,7 @@ func (f *File) touchLocked(c *contents, i, j int) {
 // enlistLocked sees to it that all the missing spans of w are on their way, and
 // returns a waiter for the first of them.
 func (f *File) enlistLocked(c *contents, w *want, first int) *waiter {
-	me := &waiter{span: first, raw: w.raw, done: make(chan error, 1)}
+	me := &waiter{span: first, raw: w.raw, by: w.by, done: make(chan error, 1)}
 	for i := first; i < w.hi; {
 		if c.has(i, w.raw) || c.isSuspect(i) || f.spill != nil && f.spill.has(i, w.raw) {
 			i++
@@ -183,8 +185,13 @@ func (f *File) enlistLocked(c *contents, w *want, first int) *waiter {
 	return me
 }
 
+// joinLocked has w wait for r, which is hot from then on; but not by waiting for
+// itself.
 func (f *File) joinLocked(w *waiter, r *request) {
 	w.from = r
+	if w.by == r {
+		return
+	}
 	r.waiting++
 	if r.waiting == 1 {
 		f.pool.heat(1)
@@ -197,6 +204,9 @@ func (f *File) joinLocked(w *waiter, r *request) {
 
 // partLocked is the reverse of joinLocked.
 func (f *File) partLocked(w *waiter) {
+	if w.by == w.from {
+		return
+	}
 	w.from.waiting--
 	if w.from.waiting == 0 {
 		f.pool.heat(-1)

@@ -11,20 +11,66 @@ import (
 )
 
 // land brings a group in: decodes its blob bytes, writes and proves them, and
-// wakes those who wait. It gives back the slot that the caller took for it.
+// wakes those who wait. It gives back the room that the caller took for it.
 func (f *File) land(r *request, g *group, blob []byte) {
 	defer f.landed(r, g)
 	l := landing{f: f, r: r, g: g, sums: make([]uint64, g.j-g.i)}
-	if !g.raw {
-		l.data = f.pool.buffer(g.end - g.off)
-		failed := l.decode(blob)
-		f.pool.free(blob)
-		l.keepAll(failed)
-		f.pool.give()
-		l.fetchAgain(failed)
-		f.pool.free(l.data)
+	err := l.bring(blob)
+	f.pool.free(blob)
+	<-r.room
+	if err != nil {
+		l.failed(g.i, g.j, err)
+		return
 	}
 	l.finish()
+}
+
+// landing is a group that is being brought in.
+type landing struct {
+	f    *File
+	r    *request
+	g    *group
+	lead []byte   // what ends with the data before the group, and goes on with data
+	data []byte   // of the group
+	sums []uint64 // checksums by span, 0: not computed
+}
+
+// bring decodes the group and keeps it.
+func (l *landing) bring(blob []byte) error {
+	if l.g.raw {
+		return nil
+	}
+	l.lead = l.f.pool.buffer(span.Window + l.g.end - l.g.off)
+	defer func() { l.f.pool.free(l.lead) }()
+	l.data = l.lead[span.Window:]
+	if err := l.readLead(); err != nil {
+		return err
+	}
+	if err := l.f.pool.take(l.r.ctx); err != nil {
+		return err
+	}
+	failed := l.decode(blob)
+	l.keepAll(failed)
+	l.f.pool.give()
+	l.fetchAgain(blob, failed)
+	return nil
+}
+
+// readLead reads the data before the group, if its first span is a step, as
+// soon as that is there.
+func (l *landing) readLead() error {
+	first := l.f.o.Table.Needs(l.g.i)
+	if first == l.g.i {
+		return nil
+	}
+	c, err := l.f.await(l.r.ctx, &want{lo: first, hi: l.g.i, raw: true, now: true, by: l.r})
+	if err != nil {
+		return err
+	}
+	if _, err := c.data.ReadAt(l.lead[:span.Window], l.g.off-span.Window); err != nil {
+		return fmt.Errorf("data of a layer: %w", err)
+	}
+	return nil
 }
 
 // finish proves what was written, if that is needed.
@@ -38,19 +84,16 @@ func (l *landing) finish() {
 	}
 }
 
-// landing is a group that is being brought in.
-type landing struct {
-	f    *File
-	r    *request
-	g    *group
-	data []byte
-	sums []uint64 // checksums by span, 0: not computed
-}
-
 // span returns the part of data that is span i's.
 func (l *landing) span(i int) []byte {
 	s := l.f.o.Table.At(i)
 	return l.data[s.Off-l.g.off:][:s.Len]
+}
+
+// part returns the part of the group's blob bytes that is span i's.
+func (l *landing) part(i int, blob []byte) []byte {
+	s := l.f.o.Table.At(i)
+	return blob[s.From-l.g.from : s.To-l.g.from]
 }
 
 // decode decodes the spans of the group and returns those that fail.
@@ -62,14 +105,17 @@ func (l *landing) decode(blob []byte) (failed map[int]error) {
 		end = s.Off + s.Len
 	}
 	for i := l.g.i; i < l.g.j; {
-		s := t.At(i)
-		part := blob[s.From-l.g.from : s.To-l.g.from]
 		first, n := t.Group(i)
 		j := min(first+n, l.g.j)
-		err := l.decodeSpans(i, j, part)
+		if l.leadFailed(i, failed) != nil {
+			failed[i] = errLead
+			i++
+			continue
+		}
+		err := l.decodeSpans(i, j, l.part(i, blob))
 		if err != nil && j-i > 1 { // one of them is wrong
 			j = i + 1
-			err = l.decodeSpans(i, j, part)
+			err = l.decodeSpans(i, j, l.part(i, blob))
 		}
 		if err != nil {
 			if failed == nil {
@@ -82,15 +128,30 @@ func (l *landing) decode(blob []byte) (failed map[int]error) {
 	return failed
 }
 
+// errLead marks a step that was not decoded, as what it needs failed.
+var errLead = errors.New("the data before it failed")
+
+// leadFailed returns why a span of the group failed that span i needs; nil if
+// none did.
+func (l *landing) leadFailed(i int, failed map[int]error) error {
+	for k := max(l.f.o.Table.Needs(i), l.g.i); k < i; k++ {
+		if failed[k] != nil {
+			return failed[k]
+		}
+	}
+	return nil
+}
+
 // decodeSpans decodes spans that are parts of one group of the table, and
 // compares them with what they were before, where it has no digest for them.
 func (l *landing) decodeSpans(i, j int, blob []byte) error {
 	t := l.f.o.Table
+	before := l.lead[:t.At(i).Off-l.g.off+span.Window]
 	parts := make([][]byte, 0, 8)
 	for k := i; k < j; k++ {
 		parts = append(parts, l.span(k))
 	}
-	if err := t.DecodeGroup(i, blob, parts); err != nil {
+	if err := t.DecodeGroup(i, blob, before, parts); err != nil {
 		return err
 	}
 	for k := i; k < j; k++ {
@@ -120,14 +181,28 @@ func (l *landing) keepAll(failed map[int]error) {
 	}
 }
 
-// fetchAgain fetches spans that failed from somebody else.
-func (l *landing) fetchAgain(failed map[int]error) {
-	for i, err := range failed {
-		l.r.blamed.Store(true)
-		if err = l.fetchElsewhere(i, err); err == nil {
+// fetchAgain fetches spans that failed from somebody else, and decodes those
+// that only lacked others.
+func (l *landing) fetchAgain(blob []byte, failed map[int]error) {
+	if len(failed) == 0 {
+		return
+	}
+	l.r.blamed.Store(true)
+	for i := l.g.i; i < l.g.j; i++ {
+		err := failed[i]
+		if err == nil {
+			continue
+		}
+		lead := l.leadFailed(i, failed)
+		if lead == nil && err == errLead {
+			err = l.decodeSpans(i, i+1, l.part(i, blob))
+		}
+		if lead != nil {
+			err = lead
+		} else if err = l.fetchElsewhere(i, err); err == nil {
 			err = l.keep(i, i+1)
 		}
-		if err != nil {
+		if failed[i] = err; err != nil {
 			l.failed(i, i+1, err)
 		}
 	}

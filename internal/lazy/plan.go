@@ -164,6 +164,18 @@ func (f *File) freeLocked(i, limit int) int {
 	return limit
 }
 
+// baseLocked returns the first span that must be brought so that span i can be
+// decoded: i itself, but for a step.
+func (f *File) baseLocked(c *contents, i int) int {
+	for k := f.o.Table.Needs(i); k < i; k++ {
+		if !c.has(k, true) && !c.isSuspect(k) {
+			i = k // and what that needs
+			k = f.o.Table.Needs(i) - 1
+		}
+	}
+	return i
+}
+
 // missingEnd returns where a request for span i and what w wants behind it
 // ends: small runs that are present may lie between, and some is read ahead.
 func (f *File) missingEnd(c *contents, w *want, i int) int {

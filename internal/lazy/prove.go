@@ -1,7 +1,6 @@
 package lazy
 
 import (
-	"context"
 	"fmt"
 	"io"
 
@@ -18,7 +17,7 @@ func (l *landing) prove() {
 			i++
 			continue
 		}
-		r := &proofReader{ctx: l.r.ctx, f: f}
+		r := &proofReader{f: f, by: l.r}
 		err := f.o.Proof.Check(r, t.At(i).Off, f.at.end(j-1))
 		switch {
 		case r.err != nil: // it could not be read: nothing is known
@@ -87,15 +86,15 @@ func (f *File) sumOf(c *contents, i int) (uint64, error) {
 
 // proofReader reads the stream, proven or not, and fetches what is missing.
 type proofReader struct {
-	ctx context.Context
 	f   *File
+	by  *request
 	err error // why something could not be read
 }
 
 // ReadAt implements [io.ReaderAt].
 func (r *proofReader) ReadAt(p []byte, off int64) (int, error) {
 	i, j := r.f.at.covering(off, off+int64(len(p)))
-	c, err := r.f.await(r.ctx, &want{lo: i, hi: j, raw: true, now: true})
+	c, err := r.f.await(r.by.ctx, &want{lo: i, hi: j, raw: true, now: true, by: r.by})
 	if err == nil {
 		var n int
 		if n, err = c.data.ReadAt(p, off); err == nil || err == io.EOF {

@@ -34,6 +34,7 @@ type request struct {
 	dropped bool     // nobody wants it
 	whole   bool     // the source gives all or nothing: no other request would be faster
 
+	room   chan struct{} // one taken for each group in memory
 	groups sync.WaitGroup
 }
 
@@ -70,11 +71,14 @@ func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
 		lo, hi = c.have.next(0, f.at.n, false), f.at.n
 	}
 	r := &request{
-		whole: whole,
-		next:  lo, hi: hi, prove: lo,
+		whole:  whole,
+		next:   lo,
+		hi:     hi,
+		prove:  lo,
 		wanted: make(chan struct{}, 1),
 		moved:  make(chan struct{}, 1),
 		done:   make(chan struct{}),
+		room:   make(chan struct{}, cap(f.pool.slots)+1),
 	}
 	switch {
 	case f.o.Proof == nil:
@@ -92,6 +96,9 @@ func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
 		} else {
 			f.startLocked(c, h, h+1, &want{raw: true, now: w.now})
 		}
+	}
+	if r.next = f.baseLocked(c, r.next); f.o.Proof == nil {
+		r.prove = r.next
 	}
 	r.ctx, r.cancel = context.WithCancel(f.ctx)
 	f.requests = append(f.requests, r)
@@ -139,24 +146,26 @@ func (f *File) read(r *request) error {
 	in := stream{f: f, r: r}
 	defer in.close()
 	for {
-		if err := f.admit(r); err != nil {
+		err := f.admit(r)
+		if err != nil {
 			return err
 		}
 		g, ok := f.nextGroup(r)
 		if !ok {
 			return nil
 		}
+		select {
+		case r.room <- struct{}{}:
+		case <-r.ctx.Done():
+			f.landed(r, g)
+			return r.ctx.Err()
+		}
 		var blob []byte
 		if !g.raw {
-			var err error
-			if blob, err = in.read(g); err == nil {
-				err = f.pool.take(r.ctx)
-			}
-			if err != nil {
+			if blob, err = in.read(g); err != nil {
 				f.landed(r, g)
-				if f.startOver(r) {
-					in.close()
-					continue
+				if f.whole.Load() && !r.whole {
+					return nil // who waits looks again: the next request takes all
 				}
 				return err
 			}
@@ -167,24 +176,6 @@ func (f *File) read(r *request) error {
 			f.land(r, g, blob)
 		}()
 	}
-}
-
-// startOver has r bring all that is missing, if its source turned out to give
-// all or nothing; or nothing more, if another request does that.
-func (f *File) startOver(r *request) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if r.whole || !f.whole.Load() {
-		return false
-	}
-	if slices.ContainsFunc(f.requests, func(o *request) bool { return o.whole && !o.dropped }) {
-		r.hi = r.next
-		return true
-	}
-	r.whole = true
-	r.next, r.hi = f.now.Load().have.next(0, f.at.n, false), f.at.n
-	r.prove = r.next
-	return true
 }
 
 // admit waits until r may read on: somebody waits for it, or nobody for
