@@ -42,7 +42,7 @@ var imports = map[string][]string{
 	"union/overlay":       {"internal/erofs", "internal/lower", "internal/upperdir"},
 	"fs":                  {"internal/id", "internal/fault", "internal/erofs", "internal/layertar", "internal/lower"},
 	"internal/daemon": {"internal/id", "internal/fault", "internal/erofs", "internal/metadb", "internal/lower", "internal/subid",
-		"internal/upperdir", "internal/engineapi", "internal/span", "internal/toc", "internal/lazy", "fetch", "imagedb", "layerdb", "union", "union/overlay", "fs"},
+		"internal/upperdir", "internal/engineapi", "internal/layertar", "internal/span", "internal/toc", "internal/lazy", "fetch", "imagedb", "layerdb", "union", "union/overlay", "fs"},
 	"internal/subid":   {},
 	"internal/sandbox": {"internal/fault", "internal/subid"},
 	"cmd/imgfs":        {"internal/fault", "internal/engineapi", "internal/daemon", "internal/sandbox", "fs"},

@@ -18,7 +18,8 @@ The new image has the same files and the same config, but for its layers'
 digests: each layer is written anew with a table of contents, as eStargz or
 zstd:chunked, which any client can pull. In eStargz what the last mounts read
 first comes first. A layer that has the format, or that it cannot express,
-stays as it is. An image that is not here is pulled first. Prints the digest
+stays as it is. Of a multi-platform image one platform is converted. An image
+that is not here is pulled first. Prints the digest
 of the new image. Where the image is to stay as it is, see imgfs index.
 
 Examples:

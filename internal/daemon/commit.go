@@ -250,15 +250,20 @@ func (m *commitment) image(e *engine) (imagedb.Image, error) {
 		return img, err
 	}
 	img.ID = id.ImageIDOf(img.Config)
-	img.Manifest, err = json.Marshal(struct {
+	img.Manifest, err = ociManifestOf(img.Config, layers)
+	img.ManifestDigest = id.BlobOf(img.Manifest)
+	img.Digest = img.ManifestDigest
+	return img, err
+}
+
+// ociManifestOf returns the manifest of an image.
+func ociManifestOf(config []byte, layers []descriptor) ([]byte, error) {
+	return json.Marshal(struct {
 		SchemaVersion int          `json:"schemaVersion"`
 		MediaType     string       `json:"mediaType"`
 		Config        descriptor   `json:"config"`
 		Layers        []descriptor `json:"layers"`
-	}{2, ociManifest, descriptor{MediaType: ociConfig, Digest: id.Blob(img.ID), Size: int64(len(img.Config))}, layers})
-	img.ManifestDigest = id.BlobOf(img.Manifest)
-	img.Digest = img.ManifestDigest
-	return img, err
+	}{2, ociManifest, descriptor{MediaType: ociConfig, Digest: id.BlobOf(config), Size: int64(len(config))}, layers})
 }
 
 // ociLayers returns the descriptors of an image's layers, with OCI's media

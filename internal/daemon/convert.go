@@ -1,11 +1,11 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 	"os"
@@ -26,6 +26,9 @@ import (
 // conversions is how many layers are converted at once: each one compresses on
 // several processors, and lies on disk twice for the time.
 const conversions = 2
+
+// formatOf has the kinds of tables of contents that layers are given.
+var formatOf = map[string]string{engineapi.ToEstargz: toc.Estargz, engineapi.ToZstdChunked: toc.ZstdChunked}
 
 // conversion is an image being pushed in another format.
 type conversion struct {
@@ -59,14 +62,16 @@ func (e *engine) Convert(ctx context.Context, req engineapi.ConvertImageRequest,
 		return engineapi.ConvertImageResult{}, advise(err)
 	}
 	defer end()
-	err = c.run(ctx)
+	if err = c.run(ctx); err != nil {
+		e.origins.drop(c.client)
+	}
 	return c.res, advise(err)
 }
 
 // conversion prepares to convert what req names, which is pulled if it is not
 // here. The caller calls end.
 func (e *engine) conversion(ctx context.Context, req engineapi.ConvertImageRequest, report func(engineapi.Progress)) (_ *conversion, end func(), err error) {
-	if req.To != engineapi.ToEstargz && req.To != engineapi.ToZstdChunked {
+	if formatOf[req.To] == "" {
 		return nil, nil, fault.New(fault.Invalid, "format %q: it is %s or %s", req.To, engineapi.ToEstargz, engineapi.ToZstdChunked)
 	}
 	c := &conversion{e: e, client: e.origins.client(req.Registry), to: req.To, report: report}
@@ -217,12 +222,16 @@ func (c *conversion) show(i int, status string, current, total int64) {
 }
 
 // layer converts and pushes layer i. One that has the format, or that the
-// format cannot express, is pushed as it is.
+// format cannot express, is pushed as it is, if it is in a registry.
 func (c *conversion) layer(ctx context.Context, i int) (converted, error) {
 	d := c.old[i]
+	places, err := c.e.origins.of(c.img.Layers[i].Blob)
+	if err != nil {
+		return converted{}, err
+	}
 	kind := toc.Detect(toc.Descriptor{MediaType: d.MediaType, Annotations: d.Annotations})
-	if kind == toc.Estargz && c.to == engineapi.ToEstargz || kind == toc.ZstdChunked && c.to == engineapi.ToZstdChunked {
-		return c.keep(ctx, i, nil)
+	if len(places) > 0 && kind == formatOf[c.to] {
+		return c.keep(ctx, i, places)
 	}
 	stream, end, err := c.e.streamOf(ctx, c.keys[i])
 	if err != nil {
@@ -244,53 +253,55 @@ func (c *conversion) layer(ctx context.Context, i int) (converted, error) {
 	}
 	if errors.Is(err, toc.ErrUnfit) {
 		c.e.log.Info("layer stays as it is", "layer", d.Digest, "err", err)
-		return c.keep(ctx, i, stream)
+		if len(places) > 0 {
+			return c.keep(ctx, i, places)
+		}
+		return c.pack(ctx, i, stream)
 	}
 	if err != nil {
 		return converted{}, err
 	}
-	c.show(i, "Pushing", 0, w.Size)
 	open := func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(blob, 0, w.Size)), nil }
-	if err := c.client.PushBlob(ctx, c.at, w.Blob, w.Size, open, ""); err != nil {
-		return converted{}, err
-	}
-	c.show(i, "Pushed", w.Size, w.Size)
-	return converted{descriptor{MediaType: w.MediaType, Digest: w.Blob, Size: w.Size, Annotations: w.Annotations}, w.DiffID, false}, nil
+	l := converted{descriptor{MediaType: w.MediaType, Digest: w.Blob, Size: w.Size, Annotations: w.Annotations}, w.DiffID, false}
+	return l, c.push(ctx, i, l.descriptor, open, "")
 }
 
-// keep pushes layer i as it is. Of one that came without a blob of its own, as
-// from docker save, stream is packed.
-func (c *conversion) keep(ctx context.Context, i int, stream *io.SectionReader) (converted, error) {
-	l, d := c.img.Layers[i], c.old[i]
-	places, err := c.e.origins.of(l.Blob)
+// push pushes the blob of layer i.
+func (c *conversion) push(ctx context.Context, i int, d descriptor, open func() (io.ReadCloser, error), from string) error {
+	c.show(i, "Pushing", 0, d.Size)
+	if err := c.client.PushBlob(ctx, c.at, d.Digest, d.Size, open, from); err != nil {
+		return err
+	}
+	c.show(i, "Pushed", d.Size, d.Size)
+	return nil
+}
+
+// keep pushes layer i as it is, from one of the places that have it.
+func (c *conversion) keep(ctx context.Context, i int, places []origin) (converted, error) {
+	from := ""
+	for _, o := range places {
+		if ref, err := fetch.ParseReference(o.Name); err == nil && ref.Domain() == c.at.Domain() {
+			from = ref.Path() // the registry need not be sent what it has
+			break
+		}
+	}
+	open := func() (io.ReadCloser, error) { return c.e.blob(ctx, c.keys[i]) }
+	return converted{c.old[i], c.img.Layers[i].DiffID, true}, c.push(ctx, i, c.old[i], open, from)
+}
+
+// pack pushes layer i, which came from files and whose blob was not kept, in
+// gzip.
+func (c *conversion) pack(ctx context.Context, i int, stream *io.SectionReader) (converted, error) {
+	p, err := c.e.layers.Pack(ctx, "gzip", func(w io.Writer) error {
+		_, err := io.Copy(w, io.NewSectionReader(stream, 0, stream.Size()))
+		return err
+	})
 	if err != nil {
 		return converted{}, err
 	}
-	open := func() (io.ReadCloser, error) { return c.e.blob(ctx, c.keys[i]) }
-	from := ""
-	if len(places) == 0 && stream != nil {
-		p, err := c.e.layers.Pack(ctx, "gzip", func(w io.Writer) error {
-			_, err := io.Copy(w, stream)
-			return err
-		})
-		if err != nil {
-			return converted{}, err
-		}
-		defer p.Close()
-		d = descriptor{MediaType: ociLayer + "+gzip", Digest: p.Blob, Size: p.Size}
-		open = func() (io.ReadCloser, error) { return os.Open(p.Path()) }
-	}
-	for _, o := range places {
-		if ref, err := fetch.ParseReference(o.Name); err == nil && ref.Domain() == c.at.Domain() && from == "" {
-			from = ref.Path()
-		}
-	}
-	c.show(i, "Pushing", 0, d.Size)
-	if err := c.client.PushBlob(ctx, c.at, d.Digest, d.Size, open, from); err != nil {
-		return converted{}, err
-	}
-	c.show(i, "Pushed", d.Size, d.Size)
-	return converted{d, l.DiffID, true}, nil
+	defer p.Close()
+	l := converted{descriptor{MediaType: ociLayer + "+gzip", Digest: p.Blob, Size: p.Size}, p.DiffID, true}
+	return l, c.push(ctx, i, l.descriptor, func() (io.ReadCloser, error) { return os.Open(p.Path()) }, "")
 }
 
 // streamOf returns a layer's uncompressed tar stream, all of which is here, or,
@@ -376,22 +387,8 @@ func (w *watched) ReadAt(p []byte, off int64) (int, error) {
 
 // pushBytes pushes a blob that is in memory.
 func pushBytes(ctx context.Context, c *fetch.Client, at fetch.Reference, body []byte) error {
-	open := func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(string(body))), nil }
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	return c.PushBlob(ctx, at, id.BlobOf(body), int64(len(body)), open, "")
-}
-
-// ociManifestOf returns the manifest of an image.
-func ociManifestOf(config []byte, layers []descriptor) ([]byte, error) {
-	b, err := json.Marshal(struct {
-		SchemaVersion int          `json:"schemaVersion"`
-		MediaType     string       `json:"mediaType"`
-		Config        descriptor   `json:"config"`
-		Layers        []descriptor `json:"layers"`
-	}{2, ociManifest, descriptor{MediaType: ociConfig, Digest: id.BlobOf(config), Size: int64(len(config))}, layers})
-	if err != nil {
-		return nil, fmt.Errorf("manifest: %w", err)
-	}
-	return b, nil
 }
 
 var _ engineapi.Converter = (*engine)(nil)

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -38,7 +37,7 @@ type publication struct {
 	img    imagedb.Image
 	layers []fetch.Layer // as the manifest describes them
 	report func(engineapi.Progress)
-	owner  string
+	end    func() // ends what publication began
 
 	mu  sync.Mutex
 	src *fetch.Image // the image in its registry; nil until it is needed
@@ -61,6 +60,9 @@ func (e *engine) PushIndex(ctx context.Context, req engineapi.IndexRequest, repo
 		res, err = p.pushAnnotated(ctx, req.To)
 	default:
 		err = fault.New(fault.Invalid, "index format %q: it is %s, %s or %s", req.Format, engineapi.IndexOwn, engineapi.IndexSoci, engineapi.IndexSociV2)
+	}
+	if err != nil {
+		e.origins.drop(p.client)
 	}
 	return res, advise(err)
 }
@@ -86,17 +88,12 @@ func (e *engine) publication(ctx context.Context, req engineapi.IndexRequest, re
 	if img.ManifestDigest == "" || len(img.Manifest) == 0 {
 		return nil, fault.New(fault.Invalid, "image %s has no manifest in a registry", req.Image)
 	}
-	p := &publication{e: e, client: e.origins.client(req.Registry), ref: ref, img: img, report: report, owner: pullOwner + newID()}
+	p := &publication{e: e, client: e.origins.client(req.Registry), ref: ref, img: img, report: report}
 	if p.layers, err = describedLayers(img); err != nil {
 		return nil, err
 	}
-	return p, e.layers.Retain(p.owner, e.keysOf(&img))
-}
-
-func (p *publication) end() {
-	if _, err := p.e.layers.Release(p.owner); err != nil {
-		p.e.log.Error("index", "owner", p.owner, "err", err)
-	}
+	p.end, err = e.holdLayers("index", &img)
+	return p, err
 }
 
 // inRegistry parses the name of an image that is in a registry.
@@ -217,7 +214,7 @@ func (p *publication) parts(ctx context.Context, artifact string) (*toc.Artifact
 			}
 			p.show(i, "Pushing", 0, part.Size)
 			made[i] = part
-			err = p.blob(gctx, part.Digest, body)
+			err = pushBytes(gctx, p.client, p.ref, body)
 			p.show(i, "Pushed", part.Size, part.Size)
 			return err
 		})
@@ -240,12 +237,7 @@ func (p *publication) parts(ctx context.Context, artifact string) (*toc.Artifact
 	if len(a.Layers) == 0 && a.Trace == nil {
 		return nil, res, fault.New(fault.Invalid, "no layer of %s needs an index, or can have one", p.ref.Familiar())
 	}
-	return a, res, p.blob(ctx, id.BlobOf([]byte(toc.EmptyConfig)), []byte(toc.EmptyConfig))
-}
-
-func (p *publication) blob(ctx context.Context, digest id.Blob, body []byte) error {
-	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
-	return p.client.PushBlob(ctx, p.ref, digest, int64(len(body)), open, "")
+	return a, res, pushBytes(ctx, p.client, p.ref, []byte(toc.EmptyConfig))
 }
 
 // part makes the index of layer i.
@@ -356,7 +348,7 @@ func (p *publication) trace(ctx context.Context, a *toc.Artifact, res *engineapi
 	a.Trace = &toc.Part{Digest: id.BlobOf(body), Size: int64(len(body))}
 	res.Trace = true
 	res.Size += a.Trace.Size
-	return p.blob(ctx, a.Trace.Digest, body)
+	return pushBytes(ctx, p.client, p.ref, body)
 }
 
 // mediaTypeOf returns the media type that a manifest states.

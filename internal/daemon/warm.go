@@ -17,6 +17,7 @@ import (
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/toc"
 	"github.com/imgfs/imgfs/layerdb"
 )
@@ -31,43 +32,34 @@ func (e *engine) Warm(ctx context.Context, req engineapi.WarmRequest, report fun
 		return res, err
 	}
 	defer e.endPull()
-	img, err := e.knownImage(ctx, req, report)
-	if err != nil {
-		return res, err
+	if len(req.Paths) == 0 {
+		return e.warmAll(ctx, req, report)
 	}
-	end, err := e.holdLayers("warm", &img)
-	if err != nil {
-		return res, err
-	}
-	defer end()
-	s := &source{image: image{id: img.ID, name: req.Image, layers: e.keysOf(&img)}}
+	s := &source{}
 	defer s.close()
+	if s.image, err = e.imageFor(ctx, engineapi.MountRequest{Image: req.Image, Platform: req.Platform, Registry: req.Registry}, report); err != nil {
+		return res, err
+	}
 	if err := e.openChain(ctx, s); err != nil {
 		return res, err
 	}
-	if len(req.Paths) > 0 {
-		return e.warmPaths(ctx, s, req.Paths, report)
-	}
-	for _, d := range s.chain.Data() {
-		l, err := e.layers.Info(d.Key())
-		if err != nil {
-			return res, err
-		}
-		res.Bytes += l.DataSize
-		res.Fetched += l.DataSize - d.PresentIn(0, l.DataSize)
-	}
-	_, err = e.finishAll(ctx, s.image.layers, report)
-	return res, err
+	return e.warmPaths(ctx, s, req.Paths, report)
 }
 
-// knownImage returns the image that req names, mounted so to speak: it comes in
-// by its tables of contents if it is not here.
-func (e *engine) knownImage(ctx context.Context, req engineapi.WarmRequest, report func(engineapi.Progress)) (imagedb.Image, error) {
-	got, err := e.imageFor(ctx, engineapi.MountRequest{Image: req.Image, Platform: req.Platform, Registry: req.Registry}, report)
-	if err != nil {
-		return imagedb.Image{}, err
+// warmAll fetches all of an image.
+func (e *engine) warmAll(ctx context.Context, req engineapi.WarmRequest, report func(engineapi.Progress)) (res engineapi.WarmResult, err error) {
+	var before engineapi.Pin
+	if img, _, err := e.lookup(req.Image); err == nil {
+		if before, err = e.stock(e.keysOf(&img)); err != nil {
+			return res, err
+		}
 	}
-	return e.images.Get(got.id)
+	img, err := e.wholeImage(ctx, req.Image, req.Platform, req.Registry, report)
+	if err != nil {
+		return res, err
+	}
+	now, err := e.stock(e.keysOf(&img))
+	return engineapi.WarmResult{Bytes: now.Size, Fetched: max(0, now.Present-before.Present)}, err
 }
 
 // warmPaths fetches what the files at paths take, and those below them.
@@ -191,14 +183,21 @@ func pinName(img *imagedb.Image, ref fetch.Reference) string {
 
 // pin returns what is told of a pin.
 func (e *engine) pin(name string) (engineapi.Pin, error) {
-	p := engineapi.Pin{Image: name}
+	p, err := e.stock(e.layers.Held(pinOwner + name))
+	p.Image = name
 	if ref, err := fetch.ParseReference(name); err == nil && !strings.HasPrefix(name, "sha256:") {
 		p.Image = ref.Familiar()
 	}
-	for _, k := range e.layers.Held(pinOwner + name) {
+	return p, err
+}
+
+// stock counts what is here of layers.
+func (e *engine) stock(keys []id.LayerKey) (engineapi.Pin, error) {
+	var p engineapi.Pin
+	for _, k := range keys {
 		h, err := e.layers.Layer(k)
 		if fault.KindOf(err) == fault.NotFound {
-			continue // damaged
+			continue // gone, or damaged
 		}
 		if err != nil {
 			return p, err
