@@ -69,7 +69,7 @@ func Parse(b []byte) (*Table, error) {
 	}
 	p := parser{b: body[len(magic)+1:]}
 	t := &Table{codec: Codec(body[len(magic)]), blobSize: p.number()}
-	if n := p.number(); n <= int64(len(p.b)/minSpan) {
+	if n := p.number(); n <= int64(len(p.b)/minSpan) && t.codec <= Zstd {
 		t.spans, t.rest = make([]Span, 0, n), make([]rest, 0, n)
 	} else {
 		p.bad = true

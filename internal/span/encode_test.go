@@ -86,6 +86,9 @@ func TestParseRefuses(t *testing.T) {
 	if _, err := Parse(sealed(append(bytes.Clone(body), 0))); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("a byte too many: %v", err)
 	}
+	if _, err := Parse(sealed(append([]byte(magic), byte(Zstd)+1, 0, 0))); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("an unknown codec: %v", err)
+	}
 	many := append([]byte(magic), byte(Gzip), 1)
 	many = binary.AppendUvarint(many, 1<<40)
 	if _, err := Parse(sealed(many)); !errors.Is(err, ErrCorrupt) {

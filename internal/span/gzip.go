@@ -36,6 +36,7 @@ func (d *gzipDecoders) decode(c checkpoint, blob []byte, parts []part) error {
 		return err
 	}
 	g.src.Reset(blob)
+	defer g.src.Reset(nil) // the pool must not keep it
 	if c.flags&flagStep != 0 {
 		window = c.before
 	}

@@ -196,7 +196,8 @@ func (t *Table) Decode(i int, blob, before, dst []byte) error {
 // does each. A nil in dst is a span that is not wanted.
 func (t *Table) DecodeGroup(first int, blob, before []byte, dst [][]byte) error {
 	parts := make([]part, 0, len(dst))
-	at := int64(0) // in what the blob bytes decode to
+	at := int64(0)             // in what the blob bytes decode to
+	var got *[sha256.Size]byte // of blob
 	for k, d := range dst {
 		i := first + k
 		s, r := &t.spans[i], &t.rest[i]
@@ -210,7 +211,11 @@ func (t *Table) DecodeGroup(first int, blob, before []byte, dst [][]byte) error 
 			return fmt.Errorf("span %d: %d bytes of blob for %d of data, want %d for %d", i, len(blob), len(d), s.To-s.From, s.Len)
 		}
 		if sum, _ := t.digests(i); sum != nil {
-			if got := sha256.Sum256(blob); !bytes.Equal(got[:], sum) {
+			if got == nil {
+				b := sha256.Sum256(blob)
+				got = &b
+			}
+			if !bytes.Equal(got[:], sum) {
 				return fmt.Errorf("span %d: compressed bytes: %w", i, ErrDigest)
 			}
 		}
