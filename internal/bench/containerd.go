@@ -28,13 +28,12 @@ const (
 type containerdSession struct {
 	ref, kind  string
 	root, sock string
-	mnt        string
 	daemons    []*exec.Cmd
 }
 
 func (b *bench) startContainerd(ctx context.Context, ref, kind string) (*containerdSession, error) {
 	root := b.path("lazy-containerd")
-	s := &containerdSession{ref: ref, kind: kind, root: root, sock: filepath.Join(root, "c.sock"), mnt: b.path("mnt", "containerd")}
+	s := &containerdSession{ref: ref, kind: kind, root: root, sock: filepath.Join(root, "c.sock")}
 	if err := s.begin(ctx); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -42,10 +41,8 @@ func (b *bench) startContainerd(ctx context.Context, ref, kind string) (*contain
 }
 
 func (s *containerdSession) begin(ctx context.Context) error {
-	for _, d := range []string{s.root, s.mnt} {
-		if err := os.MkdirAll(d, 0o711); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(s.root, 0o711); err != nil {
+		return err
 	}
 	plugin := ""
 	if s.kind != overlayfs {
@@ -135,18 +132,10 @@ func (s *containerdSession) first(ctx context.Context, command []string) error {
 	return s.ctr(ctx, append([]string{"run", "--rm", "--snapshotter", s.kind, s.ref, "bench"}, command...)...)
 }
 
+// readAll reads in a container: image mounts want unpacked layers.
 func (s *containerdSession) readAll(ctx context.Context) error {
-	if s.kind != overlayfs { // the mount of an image wants its layers unpacked: read in a container
-		return s.ctr(ctx, "run", "--rm", "--snapshotter", s.kind, s.ref, "bench-all",
-			"sh", "-c", "tar --one-file-system -C / -cf - . | cat >/dev/null")
-	}
-	if err := s.ctr(ctx, "image", "mount", "--snapshotter", s.kind, s.ref, s.mnt); err != nil {
-		return err
-	}
-	if err := readTree(ctx, s.mnt); err != nil {
-		return err
-	}
-	return unix.Unmount(s.mnt, 0)
+	return s.ctr(ctx, "run", "--rm", "--snapshotter", s.kind, s.ref, "bench-all",
+		"sh", "-c", "tar --one-file-system -C / -cf - . | cat >/dev/null")
 }
 
 // memory is that of containerd and, on top, its snapshotter.
@@ -172,7 +161,7 @@ func (s *containerdSession) close() error {
 	}
 	lines := strings.Split(string(mounts), "\n")
 	for i := len(lines) - 1; i >= 0; i-- { // the last mounted first
-		if f := strings.Fields(lines[i]); len(f) > 1 && (strings.HasPrefix(f[1], s.root+"/") || f[1] == s.mnt) {
+		if f := strings.Fields(lines[i]); len(f) > 1 && strings.HasPrefix(f[1], s.root+"/") {
 			_ = unix.Unmount(f[1], unix.MNT_DETACH)
 		}
 	}
