@@ -3,6 +3,7 @@ package span
 import (
 	"errors"
 	"io"
+	"math/bits"
 	"slices"
 
 	"github.com/imgfs/imgfs/internal/inflate"
@@ -18,11 +19,12 @@ func passGzip(src io.Reader, w io.Writer, rec *recording) (int64, error) {
 		in:      held{src: src, max: maxRecorded},
 		w:       w,
 		spacing: min(max(rec.Spacing, Window), maxRecorded), // a window's use is known when as much data has come
+		fixed:   rec.Spacing != 0,
 		step:    max(rec.Step, Window),
 		r:       newRecorder(rec),
 	}
-	if rec.Spacing == 0 {
-		g.spacing = defaultSpacing
+	if !g.fixed {
+		g.spacing = mostSpacing
 	}
 	if rec.Step == 0 {
 		g.step = defaultStep
@@ -51,7 +53,9 @@ type gzipPass struct {
 	in      held
 	w       io.Writer
 	off     int64 // data written
-	spacing int64
+	spacing int64 // of the next checkpoint from the last one
+	fixed   bool  // it is the same everywhere
+	windows int64 // what those up to the last checkpoint's take in the table, nearly
 	step    int64
 	since   int64 // data offset of the last checkpoint
 	steps   int   // begun since then
@@ -71,6 +75,11 @@ func (g *gzipPass) border(c inflate.Checkpoint) *inflate.Used {
 	if g.tooLong(c.Out) || c.Out-g.last().e.Off < g.step && !far {
 		return nil
 	}
+	if last := g.last(); !last.e.Step && !g.fixed {
+		g.windows += packedSize(&last.used)
+		g.spacing = min(max(g.windows*worth-g.since, leastSpacing), mostSpacing)
+		far = c.Out-g.since >= g.spacing
+	}
 	d := g.r.next()
 	d.e = Entry{Off: c.Out, From: c.Bit / 8, Bits: uint8(c.Bit % 8), Step: !far}
 	g.end(c.Out, (c.Bit+7)/8, d.e.From, d.blob)
@@ -84,6 +93,18 @@ func (g *gzipPass) border(c inflate.Checkpoint) *inflate.Used {
 	g.since, g.steps, d.tested = c.Out, 0, tested
 	d.window = append(d.window, c.Window[len(c.Window)-c.Reach:]...)
 	return &d.used
+}
+
+// packedSize returns what a window takes in the table, nearly.
+func packedSize(used *inflate.Used) int64 {
+	n := 0
+	for _, w := range used {
+		n += bits.OnesCount64(w)
+	}
+	if n == 0 {
+		return 0
+	}
+	return 450 + int64(n)*11/20
 }
 
 // last returns the draft that has not ended.

@@ -13,8 +13,8 @@ import (
 // Options say how a Reader makes its table. The zero value is the default.
 type Options struct {
 	// Spacing is about how much data there is between two checkpoints; 0 is
-	// 1 MiB for gzip and uncompressed blobs, and for zstd what its windows make
-	// worth while.
+	// 1 MiB for uncompressed blobs, and for others what the windows make worth
+	// while.
 	Spacing int64
 	// Step is about how much data a step has, for gzip; 0 is 128 KiB, as much
 	// as Spacing means that there are none.

@@ -244,7 +244,7 @@ func TestSteps(t *testing.T) {
 	if all := table.Spans(); all < 20 || all-steps > 6 {
 		t.Errorf("%d steps of %d spans", steps, all)
 	}
-	if size := len(table.Encode()); size > len(data)/400 {
+	if size := len(table.Encode()); size > len(data)/300 {
 		t.Errorf("a table of %d bytes", size)
 	}
 }

@@ -16,6 +16,12 @@ const (
 	// length: steps are of about 128 KiB.
 	defaultSpacing = 1 << 20
 	defaultStep    = 3 << 15
+	// Checkpoints of gzip are as close together as their windows allow: what a
+	// small file costs to read is half of that and a step, and there are to be
+	// worth bytes of data for each that windows take in the table.
+	leastSpacing = 1 << 18
+	mostSpacing  = 5 << 18
+	worth        = 490
 	// maxRecorded limits the spans that are recorded here, data and blob bytes:
 	// they are held in memory. Encoders make blocks far shorter; one that does
 	// not has no place where a reader could begin.
