@@ -17,7 +17,8 @@
 //     the store's is STORE/uppers/NAME; upper.go has the table of what becomes of
 //     it. Whoever uses one holds it in engine.uppers, and its lock.
 //   - An owner retains layers: "image:<id>" while the image exists, "pull:<id>"
-//     while one is on its way, "upper/<name>" from before that upper exists until
+//     while one is on its way, here or to another registry, "pin:<name>" until
+//     the user unpins it, "upper/<name>" from before that upper exists until
 //     it is gone. A mount holds its chain open, which does the same; after a
 //     crash the chains of recorded mounts are opened again before anything can
 //     be removed.
