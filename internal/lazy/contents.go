@@ -30,7 +30,7 @@ type contents struct {
 	have    bitmap // present
 	raw     bitmap // in data, and what the table says; nil where there is no Proof
 	suspect bitmap // of those in have: to be compared with its checksum; nil: none
-	bytes   int64  // data bytes of the spans in have
+	bytes   int64  // data bytes of the spans in have or raw
 	used    int64  // blob bytes of the spans that are ready
 
 	written atomic.Int64 // data bytes written; of contents in memory only

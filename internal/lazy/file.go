@@ -104,24 +104,25 @@ func Open(dir string, o Options) (*File, error) {
 	return f, nil
 }
 
-// Present returns how many bytes of data are present, of how many.
+// Present returns how many bytes of data are there, present or raw, of how many.
 func (f *File) Present() (have, total int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.now.Load().bytes, f.total
 }
 
-// PresentIn returns how many of the n bytes at off are present. Those between
-// spans are not counted.
+// PresentIn returns how many of the n bytes at off are there, present or raw.
+// Those between spans are not counted.
 func (f *File) PresentIn(off, n int64) (have int64) {
-	end := off + n
+	off, end := max(off, 0), off+n
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := f.now.Load()
-	i, j := f.at.covering(max(off, 0), end)
-	for i = c.have.next(i, j, true); i < j; i = c.have.next(i+1, j, true) {
-		s := f.o.Table.At(i)
-		have += min(s.Off+s.Len, end) - max(s.Off, off)
+	for i, j := f.at.covering(off, end); i < j; i++ {
+		if c.have.has(i) || c.has(i, true) {
+			s := f.o.Table.At(i)
+			have += min(s.Off+s.Len, end) - max(s.Off, off)
+		}
 	}
 	return have
 }

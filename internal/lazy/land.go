@@ -5,19 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/span"
 )
 
 // land brings a group in: decodes its blob bytes, writes and proves them, and
-// wakes those who wait. It gives back the room that the caller took for it.
+// wakes those who wait. It eases what the caller holds.
 func (f *File) land(r *request, g *group, blob []byte) {
 	defer f.landed(r, g)
 	l := landing{f: f, r: r, g: g, sums: make([]uint64, g.j-g.i)}
 	err := l.bring(blob)
 	f.pool.free(blob)
-	<-r.room
+	f.ease(r, int64(len(blob)))
 	if err != nil {
 		l.failed(g.i, g.j, err)
 		return
@@ -35,40 +36,35 @@ type landing struct {
 	sums []uint64 // checksums by span, 0: not computed
 }
 
-// bring decodes the group and keeps it.
+// bring decodes the group and keeps it, once the data is there that its first
+// span needs, if that is a step.
 func (l *landing) bring(blob []byte) error {
 	if l.g.raw {
 		return nil
 	}
-	l.lead = l.f.pool.buffer(span.Window + l.g.end - l.g.off)
-	defer func() { l.f.pool.free(l.lead) }()
-	l.data = l.lead[span.Window:]
-	if err := l.readLead(); err != nil {
+	first := l.f.o.Table.Needs(l.g.i)
+	c, err := l.f.await(l.r.ctx, &want{lo: first, hi: l.g.i, raw: true, now: true, by: l.r})
+	if err != nil {
 		return err
 	}
 	if err := l.f.pool.take(l.r.ctx); err != nil {
 		return err
 	}
+	slot := sync.OnceFunc(l.f.pool.give)
+	defer slot()
+	l.lead = l.f.pool.buffer(span.Window + l.g.end - l.g.off)
+	defer func() { l.f.pool.free(l.lead) }()
+	l.data = l.lead[span.Window:]
+	if first < l.g.i {
+		if _, err := c.data.ReadAt(l.lead[:span.Window], l.g.off-span.Window); err != nil {
+			return fmt.Errorf("data of a layer: %w", err)
+		}
+	}
 	failed := l.decode(blob)
 	l.keepAll(failed)
-	l.f.pool.give()
-	l.fetchAgain(blob, failed)
-	return nil
-}
-
-// readLead reads the data before the group, if its first span is a step, as
-// soon as that is there.
-func (l *landing) readLead() error {
-	first := l.f.o.Table.Needs(l.g.i)
-	if first == l.g.i {
-		return nil
-	}
-	c, err := l.f.await(l.r.ctx, &want{lo: first, hi: l.g.i, raw: true, now: true, by: l.r})
-	if err != nil {
-		return err
-	}
-	if _, err := c.data.ReadAt(l.lead[:span.Window], l.g.off-span.Window); err != nil {
-		return fmt.Errorf("data of a layer: %w", err)
+	if len(failed) > 0 {
+		slot() // others need not wait for the network
+		l.fetchAgain(blob, failed)
 	}
 	return nil
 }
@@ -184,9 +180,6 @@ func (l *landing) keepAll(failed map[int]error) {
 // fetchAgain fetches spans that failed from somebody else, and decodes those
 // that only lacked others.
 func (l *landing) fetchAgain(blob []byte, failed map[int]error) {
-	if len(failed) == 0 {
-		return
-	}
 	l.r.blamed.Store(true)
 	for i := l.g.i; i < l.g.j; i++ {
 		err := failed[i]
@@ -286,11 +279,10 @@ func (l *landing) keep(i, j int) error {
 		return nil
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	for k := i; k < j; k++ {
-		c.raw.set(k)
-	}
+	grew := f.growLocked(c, i, j, c.raw.set)
 	f.wakeLocked(nil, func(w *waiter) bool { return w.raw && w.span >= i && w.span < j })
+	f.mu.Unlock()
+	grew()
 	return nil
 }
 
@@ -303,20 +295,27 @@ func (l *landing) enter(c *contents, i, j int) {
 		}
 	}
 	f.mu.Lock()
-	grew := int64(0)
-	for k := i; k < j; k++ {
-		if !c.have.has(k) {
-			c.have.set(k)
-			grew += f.o.Table.At(k).Len
-		}
-	}
-	c.bytes += grew
-	current := c == f.now.Load()
+	grew := f.growLocked(c, i, j, c.have.set)
 	f.wakeLocked(nil, func(w *waiter) bool { return w.span >= i && w.span < j })
 	f.mu.Unlock()
-	if current && grew > 0 && f.o.Grew != nil {
-		f.o.Grew(grew)
+	grew()
+}
+
+// growLocked has set enter the spans [i, j). The caller calls what it returns,
+// without the lock.
+func (f *File) growLocked(c *contents, i, j int, set func(k int)) (grew func()) {
+	n := int64(0)
+	for k := i; k < j; k++ {
+		if !c.have.has(k) && (c.raw == nil || !c.raw.has(k)) {
+			n += f.o.Table.At(k).Len
+		}
+		set(k)
 	}
+	c.bytes += n
+	if n == 0 || c != f.now.Load() || f.o.Grew == nil {
+		return func() {}
+	}
+	return func() { f.o.Grew(n) }
 }
 
 // spillFor returns contents in memory for the spans [i, j); nil if nobody waits

@@ -16,6 +16,7 @@ const (
 	groupData    = 256 << 10 // bytes of data, of small spans that are decoded and written as one
 	groupGap     = 4 << 10   // bytes of data, or of blob, between spans of a group
 	lanes        = 8         // requests of a File that read at a time
+	mostHeld     = 4 << 20   // of a request, read and not decoded yet
 	mostSpill    = 32 << 20  // bytes of data in memory that the disk has no space for
 )
 
@@ -168,7 +169,7 @@ func (f *File) freeLocked(i, limit int) int {
 // decoded: i itself, but for a step.
 func (f *File) baseLocked(c *contents, i int) int {
 	for k := f.o.Table.Needs(i); k < i; k++ {
-		if !c.has(k, true) && !c.isSuspect(k) {
+		if !c.has(k, true) && !c.isSuspect(k) && f.nearLocked(k, true) == nil {
 			i = k // and what that needs
 			k = f.o.Table.Needs(i) - 1
 		}

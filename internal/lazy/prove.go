@@ -139,6 +139,9 @@ func (f *File) drop(c *contents, i int) error {
 	if c.suspect != nil {
 		c.suspect.clear(i)
 	}
+	if c.raw != nil {
+		c.raw.clear(i)
+	}
 	if c.have.has(i) {
 		c.have.clear(i)
 		c.bytes -= f.o.Table.At(i).Len

@@ -20,6 +20,7 @@ type request struct {
 	urgent bool          // will be waited for soon
 	wanted chan struct{} // capacity 1: somebody began to wait
 	moved  chan struct{} // capacity 1: spans came in
+	eased  chan struct{} // capacity 1: held became less
 	done   chan struct{} // closed at the end
 	err    error         // the first failure; may be read when done is closed
 	blamed atomic.Bool   // the stream gives wrong bytes: another is needed
@@ -29,12 +30,12 @@ type request struct {
 	next    int      // the first span not read yet
 	hi      int      // the end of those to read
 	landing []*group // those that were read, but are not in yet
+	held    int64    // blob bytes in memory
 	waiting int      // waiters
 	keepers int      // prefetchers that want it, waiters or not
 	dropped bool     // nobody wants it
 	whole   bool     // the source gives all or nothing: no other request would be faster
 
-	room   chan struct{} // one taken for each group in memory
 	groups sync.WaitGroup
 }
 
@@ -78,7 +79,7 @@ func (f *File) startLocked(c *contents, lo, hi int, w *want) *request {
 		wanted: make(chan struct{}, 1),
 		moved:  make(chan struct{}, 1),
 		done:   make(chan struct{}),
-		room:   make(chan struct{}, cap(f.pool.slots)+1),
+		eased:  make(chan struct{}, 1),
 	}
 	switch {
 	case f.o.Proof == nil:
@@ -154,15 +155,15 @@ func (f *File) read(r *request) error {
 		if !ok {
 			return nil
 		}
-		select {
-		case r.room <- struct{}{}:
-		case <-r.ctx.Done():
-			f.landed(r, g)
-			return r.ctx.Err()
-		}
 		var blob []byte
 		if !g.raw {
-			if blob, err = in.read(g); err != nil {
+			if err = f.hold(r, g.to-g.from); err == nil {
+				err = f.admit(r)
+			}
+			if err == nil {
+				blob, err = in.read(g)
+			}
+			if err != nil {
 				f.landed(r, g)
 				if f.whole.Load() && !r.whole {
 					return nil // who waits looks again: the next request takes all
@@ -175,6 +176,38 @@ func (f *File) read(r *request) error {
 			defer r.groups.Done()
 			f.land(r, g, blob)
 		}()
+	}
+}
+
+// hold waits until r has memory for n more bytes of the blob.
+func (f *File) hold(r *request, n int64) error {
+	for {
+		f.mu.Lock()
+		fits := r.held == 0 || r.held+n <= mostHeld
+		if fits {
+			r.held += n
+		}
+		f.mu.Unlock()
+		if fits {
+			return nil
+		}
+		r.leaveLane() // what r holds may wait for what another is to read
+		select {
+		case <-r.eased:
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		}
+	}
+}
+
+// ease is the reverse of hold.
+func (f *File) ease(r *request, n int64) {
+	f.mu.Lock()
+	r.held -= n
+	f.mu.Unlock()
+	select {
+	case r.eased <- struct{}{}:
+	default:
 	}
 }
 
