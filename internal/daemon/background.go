@@ -143,23 +143,29 @@ func (e *engine) completeAll(ctx context.Context, chain *layerdb.Chain) {
 
 // readFailed notes why reads of a mount fail.
 func (e *engine) readFailed(who engineapi.ReadFault, l id.LayerKey, err error) {
-	who.Layer, who.Reason = l, err.Error()
+	who.Layer, who.Reason, who.Count, who.Last = l, err.Error(), 1, time.Now()
+	if e.addFault(who) {
+		e.log.Error("read failed", "mount", who.Mount, "target", who.Target, "layer", l, "err", err)
+	}
+}
+
+// addFault counts a fault; fresh says that it is not one that was seen before.
+func (e *engine) addFault(who engineapi.ReadFault) (fresh bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for i := range e.faults {
 		f := &e.faults[i]
 		if f.Mount == who.Mount && f.Layer == who.Layer && f.Reason == who.Reason {
 			f.Count++
-			f.Last = time.Now()
-			return
+			f.Last = who.Last
+			return false
 		}
 	}
-	who.Count, who.Last = 1, time.Now()
 	if len(e.faults) >= maxProblems {
 		e.faults = slices.Delete(e.faults, 0, 1)
 	}
 	e.faults = append(e.faults, who)
-	e.log.Error("read failed", "mount", who.Mount, "target", who.Target, "layer", l, "err", err)
+	return true
 }
 
 // forgetFaultsLocked drops what was noted of a mount.

@@ -22,13 +22,23 @@
 //     it is gone. A mount holds its chain open, which does the same; after a
 //     crash the chains of recorded mounts are opened again before anything can
 //     be removed.
+//   - An arrival (arrive.go) is an image on its way in, which decides for each
+//     layer how it comes. An origin (origin.go) is where a layer's blob is to be
+//     had from later. A device (reads.go) is a layer's data as one mount reads
+//     it, with the patience of that mount. A trace (trace.go) is what was read
+//     of a chain first.
 //   - Kernel drivers (kernel.go) are mounts in which the daemon serves nothing,
 //     or only what lies below a kernel overlayfs.
 //
+// What goes on beside the reads of a mount (background.go, foresee.go) ends with
+// it, and no read waits for it.
+//
 // Invariants: no mount is announced before it is recorded; the daemon exits by
 // itself only when it has no mount and no connection with a request (idle.go);
-// nothing of a pull waits for the client that watches it.
+// nothing of a pull waits for the client that watches it; no secret is written
+// anywhere.
 //
-// Lock order: engine.names, then engine.mu. No call into another package is
+// Lock order: engine.names, then engine.mu; those of origins, arrivals, traces
+// and foresight are leaves. No call into another package is
 // made under engine.mu; under engine.names only short ones on the database.
 package daemon
