@@ -48,8 +48,9 @@ type arrival struct {
 	whole  bool // all bytes are wanted
 	report func(engineapi.Progress)
 
-	announced []*promise[*toc.Index] // by layer; nil: not asked for
-	beside    *promise[*besides]     // nil: not asked for
+	announced []*promise[*toc.Index]          // by layer; nil: not asked for
+	tocs      func() (*fetch.Manifest, error) // the image of TOCs, asked for once
+	beside    *promise[*besides]              // nil: not asked for
 	img       *fetch.Image
 
 	mu sync.Mutex // serialises report
@@ -80,6 +81,7 @@ func (p *promise[T]) wait() (T, error) {
 // says will be wanted.
 func (a *arrival) resolve(ctx context.Context) error {
 	a.announced = make([]*promise[*toc.Index], len(a.m.Layers))
+	a.tocs = sync.OnceValues(func() (*fetch.Manifest, error) { return a.tocImage(ctx) })
 	if !a.whole && !a.m.Reference.Local() {
 		ask := false
 		seen := map[id.Blob]bool{}
@@ -95,7 +97,7 @@ func (a *arrival) resolve(ctx context.Context) error {
 			case toc.Tar:
 				ask = ask || l.Size >= smallTar
 			default:
-				a.announced[i] = begin(func() (*toc.Index, error) { return toc.Open(ctx, blobReader{a.m.Blob(i)}, d) })
+				a.announced[i] = begin(func() (*toc.Index, error) { return a.open(ctx, i, d) })
 			}
 		}
 		if ask {
