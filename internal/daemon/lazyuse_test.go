@@ -130,11 +130,12 @@ func TestLazyKilled(t *testing.T) {
 	p := newStore(t)
 	c := spawned(t, p)
 	withFile, withFlag := mountDir(t), mountDir(t)
-	for dir, r := range map[string]engineapi.RegistryOptions{
-		withFile: {AuthFile: auth},
+	ways := map[string]engineapi.RegistryOptions{
 		withFlag: {Username: "user", Password: "hunter2-secret", AuthFile: "/nonexistent"},
-	} {
-		_, err := mountAs(testContext(t), c, img.ref, dir, func(req *engineapi.MountRequest) { req.Registry, req.OnError = r, "eio" })
+		withFile: {AuthFile: auth},
+	}
+	for _, dir := range []string{withFlag, withFile} {
+		_, err := mountAs(testContext(t), c, img.ref, dir, func(req *engineapi.MountRequest) { req.Registry, req.OnError = ways[dir], "eio" })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -41,13 +41,21 @@ type origin struct {
 	Registry  engineapi.RegistryOptions `json:"registry,omitzero"` // without secrets
 }
 
+// way is how a repository is reached.
+type way struct {
+	name     string
+	registry engineapi.RegistryOptions // without secrets
+}
+
+func (o *origin) way() way { return way{o.Name, o.Registry} }
+
 // origins remembers where blobs come from, and makes supplies of them.
 type origins struct {
 	db      *badger.DB
 	options func(engineapi.RegistryOptions) fetch.Options
 
 	mu      sync.Mutex
-	logins  map[string]engineapi.RegistryOptions // by repository: what was last said, with secrets
+	logins  map[way]engineapi.RegistryOptions // what was last said, with secrets
 	clients map[engineapi.RegistryOptions]client
 	pulses  map[id.Blob]*pulse
 }
@@ -55,7 +63,7 @@ type origins struct {
 func newOrigins(db *badger.DB, options func(engineapi.RegistryOptions) fetch.Options) *origins {
 	return &origins{
 		db: db, options: options,
-		logins:  map[string]engineapi.RegistryOptions{},
+		logins:  map[way]engineapi.RegistryOptions{},
 		clients: map[engineapi.RegistryOptions]client{},
 		pulses:  map[id.Blob]*pulse{},
 	}
@@ -107,25 +115,29 @@ type client struct {
 }
 
 // note remembers where the layers of an image are to be had, the latest place
-// first. Those of a local source are not: they are read once, at once.
+// and way first. Those of a local source are not: they are read once, at once.
 func (o *origins) note(ref fetch.Reference, layers []fetch.Layer, r engineapi.RegistryOptions) error {
 	if ref.Local() {
 		return nil
 	}
+	to := way{ref.Name(), withoutSecrets(r)}
 	o.mu.Lock()
-	o.logins[ref.Name()] = r
+	o.logins[to] = r
 	o.mu.Unlock()
 	changes := map[string][]byte{}
 	for _, l := range layers {
 		if l.Blob == "" {
 			continue
 		}
-		here := origin{Name: ref.Name(), Size: l.Size, MediaType: l.MediaType, URLs: l.URLs, Registry: withoutSecrets(r)}
+		here := origin{Name: to.name, Size: l.Size, MediaType: l.MediaType, URLs: l.URLs, Registry: to.registry}
 		old, err := o.of(l.Blob)
 		if err != nil {
 			return err
 		}
-		list := append([]origin{here}, slices.DeleteFunc(old, func(o origin) bool { return o.Name == here.Name })...)
+		if len(old) > 0 && old[0].way() == to {
+			continue
+		}
+		list := append([]origin{here}, slices.DeleteFunc(old, func(o origin) bool { return o.way() == to })...)
 		b, err := json.Marshal(list[:min(len(list), maxOrigins)])
 		if err != nil {
 			return err
@@ -199,7 +211,7 @@ func (o *origins) supply(_ context.Context, l layerdb.LayerInfo) (lazy.Source, e
 			continue
 		}
 		o.mu.Lock()
-		r, ok := o.logins[at.Name]
+		r, ok := o.logins[at.way()]
 		o.mu.Unlock()
 		if !ok {
 			r = at.Registry

@@ -64,7 +64,7 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 					fault.New(fault.NotFound, "image %s: layers are missing from the store", req.Image), "imgfs pull it again")
 			}
 		default:
-			return image{id: known.ID, name: shownName(&known, ref), layers: e.keysOf(&known)}, nil
+			return image{id: known.ID, name: shownName(&known, ref), layers: e.keysOf(&known)}, e.noteAgain(&known, ref, req.Registry)
 		}
 	} else if err != nil && fault.KindOf(err) != fault.NotFound {
 		return image{}, err
@@ -87,6 +87,20 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 		return image{}, err
 	}
 	return image{id: img.ID, name: ref.Familiar(), layers: e.keysOf(&img), met: true}, nil
+}
+
+// noteAgain notes how the user reaches an image that is here, if it came from
+// where ref says: what is missing of it is fetched so.
+func (e *engine) noteAgain(img *imagedb.Image, ref fetch.Reference, r engineapi.RegistryOptions) error {
+	_, came := names(ref, img.Digest)
+	if at, err := e.images.Lookup(came); came == "" || err != nil || at != img.ID {
+		return nil // by its ID, or made here
+	}
+	var layers []fetch.Layer
+	for _, l := range img.Layers {
+		layers = append(layers, fetch.Layer{Blob: l.Blob, Size: l.Size})
+	}
+	return e.origins.note(ref, layers, r)
 }
 
 // shownName returns what a stored image was asked for as: by ref, or by its ID.
