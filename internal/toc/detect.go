@@ -3,7 +3,6 @@ package toc
 import (
 	"strings"
 
-	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 )
 
@@ -85,40 +84,6 @@ func isLayer(mediaType string) bool {
 	} {
 		if rest, ok := strings.CutPrefix(mediaType, p); ok {
 			return rest == "" || rest[1:] == "gzip" || rest[1:] == "zstd"
-		}
-	}
-	return false
-}
-
-// Refused returns a sentence about a layer in a format that is known and that
-// imgfs does not read; nil about all others. osFeatures are those of the
-// image's platform.
-func Refused(mediaType string, annotations map[string]string, osFeatures []string) error {
-	has := func(prefix string) bool {
-		for k := range annotations {
-			if strings.HasPrefix(k, prefix) {
-				return true
-			}
-		}
-		return false
-	}
-	const hint = "use the image it was converted from: registries usually keep it under another tag"
-	switch {
-	case strings.HasSuffix(mediaType, "+encrypted"):
-		return fault.WithHint(fault.New(fault.Invalid, "the layer is encrypted (%s), which imgfs does not read", mediaType),
-			"decrypt the image first, for example: skopeo copy --decryption-key KEY docker://IMAGE docker://COPY")
-	case strings.Contains(mediaType, ".nydus.") || has("containerd.io/snapshot/nydus-") || contains(osFeatures, "nydus."):
-		return fault.WithHint(fault.New(fault.Invalid, "the layer is in nydus format, which imgfs does not read"), hint)
-	case has("containerd.io/snapshot/overlaybd/"):
-		return fault.WithHint(fault.New(fault.Invalid, "the layer is in overlaybd format, which imgfs does not read"), hint)
-	}
-	return nil
-}
-
-func contains(list []string, prefix string) bool {
-	for _, s := range list {
-		if strings.HasPrefix(s, prefix) {
-			return true
 		}
 	}
 	return false

@@ -53,25 +53,3 @@ func TestDetect(t *testing.T) {
 		}
 	}
 }
-
-func TestRefused(t *testing.T) {
-	for _, tt := range []struct {
-		mediaType string
-		note      string
-		feature   string
-		want      string
-	}{
-		{typeGzip, noteTOCDigest, "", ""},
-		{typeGzip + "+encrypted", "", "", "encrypted"},
-		{"application/vnd.oci.image.layer.nydus.blob.v1", "", "", "nydus"},
-		{typeGzip, "containerd.io/snapshot/nydus-bootstrap", "", "nydus"},
-		{typeGzip, "", "nydus.remoteimage.v1", "nydus"},
-		{typeTar, "containerd.io/snapshot/overlaybd/blob-digest", "", "overlaybd"},
-		{typeTar, "", "win32k", ""},
-	} {
-		err := Refused(tt.mediaType, map[string]string{tt.note: "x"}, []string{tt.feature})
-		if (err == nil) != (tt.want == "") || err != nil && (!strings.Contains(err.Error(), tt.want) || fault.HintOf(err) == "" || fault.KindOf(err) != fault.Invalid) {
-			t.Errorf("%+v: %v", tt, err)
-		}
-	}
-}
