@@ -4,7 +4,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 )
 
