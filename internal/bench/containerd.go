@@ -51,7 +51,7 @@ func (s *containerdSession) begin(ctx context.Context) error {
 		conf := filepath.Join(s.root, s.kind+".toml")
 		text := ""
 		if s.kind == soci {
-			text = "[pull_modes.soci_v1]\nenable = true\n[snapshotter]\nmin_layer_size = 0\n"
+			text = fmt.Sprintf("[pull_modes.soci_v1]\nenable = true\n[snapshotter]\nmin_layer_size = 0\n[content_store]\ncontainerd_address = %q\n", s.sock)
 		}
 		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 			return err
