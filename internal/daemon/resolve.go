@@ -64,7 +64,21 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 					fault.New(fault.NotFound, "image %s: layers are missing from the store", req.Image), "imgfs pull it again")
 			}
 		default:
-			return image{id: known.ID, name: shownName(&known, ref), layers: e.keysOf(&known)}, e.noteAgain(&known, ref, req.Registry)
+			keys := e.keysOf(&known)
+			if err := e.noteAgain(&known, ref, req.Registry); err != nil {
+				return image{}, err
+			}
+			if wholly(&req) && !byID && req.Pull != "never" {
+				_, err := e.finishAll(ctx, keys, report)
+				if fault.KindOf(err) == fault.Integrity {
+					e.log.Warn("image is fetched anew", "image", known.ID, "err", err)
+					break // what lies may be the index beside it
+				}
+				if err != nil {
+					return image{}, err
+				}
+			}
+			return image{id: known.ID, name: shownName(&known, ref), layers: keys}, nil
 		}
 	} else if err != nil && fault.KindOf(err) != fault.NotFound {
 		return image{}, err
