@@ -9,6 +9,9 @@ import (
 	"github.com/imgfs/imgfs/internal/toc"
 )
 
+// maxTraceBlob is how many bytes of a trace are fetched.
+const maxTraceBlob = 1 << 20
+
 // besides is what lies beside an image in its registry: an index of its layers,
 // and perhaps a trace.
 type besides struct {
@@ -66,7 +69,7 @@ func (b *besides) read(ctx context.Context, index, image id.Blob) error {
 	if s := b.artifact.Subject.Digest; b.artifact.Type != toc.SociArtifactV2 && s != image {
 		return fault.New(fault.Integrity, "index %s is of manifest %s, not %s", index.Short(), s.Short(), image.Short())
 	}
-	if p := b.artifact.Trace; p != nil {
+	if p := b.artifact.Trace; p != nil && p.Size <= maxTraceBlob {
 		b.trace = begin(func() ([]toc.Touch, error) {
 			body, err := b.client.FetchBlob(ctx, b.ref, p.Digest, p.Size)
 			if err != nil {
@@ -103,6 +106,9 @@ func (b *besides) index(ctx context.Context, d toc.Descriptor) (*toc.Index, erro
 	p, ok := b.part(d.Blob)
 	if !ok {
 		return nil, toc.ErrNone
+	}
+	if p.Size > d.Size/2 { // anybody may have put it there
+		return nil, fault.New(fault.Integrity, "index of %d bytes for a layer of %d is not worth reading", p.Size, d.Size)
 	}
 	body, err := b.client.FetchBlob(ctx, b.ref, p.Digest, p.Size)
 	if err != nil {

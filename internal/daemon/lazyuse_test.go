@@ -209,6 +209,10 @@ func TestBadIndex(t *testing.T) {
 		"garbage": func(reg *imgtest.Registry, img *pushed) {
 			pushIndexes(t, reg, img, nil, func(testLayer) []byte { return []byte("imgfs layer 1\n\x05garbage") })
 		},
+		"larger than it is worth": func(reg *imgtest.Registry, img *pushed) {
+			pushIndexes(t, reg, img, nil, func(l testLayer) []byte { return make([]byte, len(l.blob)) })
+			reg.Inject(imgtest.Fault{On: imgtest.KindBlob, Match: string(id.BlobOf(make([]byte, len(layer.blob)))), Stall: true, Empty: true})
+		},
 		"lost": func(reg *imgtest.Registry, img *pushed) {
 			pushIndex(t, reg, img, nil)
 			b := ownIndex(t, layer)
