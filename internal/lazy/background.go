@@ -1,6 +1,7 @@
 package lazy
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -12,7 +13,45 @@ type run struct{ i, j int }
 // Prefetch brings in ranges, in their order as far as several are under way at
 // a time, and yields to reads. It returns when they are present.
 func (f *File) Prefetch(ctx context.Context, ranges []Range) error {
-	return f.bringAll(ctx, f.runs(ranges), background, func() {})
+	return f.bringAll(ctx, f.clusters(f.runs(ranges)), background, func() {})
+}
+
+// prefetchGap is how many bytes of the blob between two runs are rather fetched
+// than asked around.
+const prefetchGap = 64 << 10
+
+// clusters returns runs with the spans that they need before them, and those
+// that are close in the blob as one: so few requests are made that all of them
+// go out at once. The order is that in which something of each is first wanted.
+func (f *File) clusters(runs []run) []run {
+	type cluster struct {
+		run
+		rank int
+	}
+	all := make([]cluster, len(runs))
+	for k, r := range runs {
+		all[k] = cluster{run{f.o.Table.Needs(r.i), r.j}, k}
+	}
+	slices.SortFunc(all, func(a, b cluster) int { return cmp.Compare(a.i, b.i) })
+	n := 0
+	for _, next := range all {
+		if n > 0 {
+			last := &all[n-1]
+			if next.i <= last.j || f.o.Table.At(next.i).From-f.o.Table.At(last.j-1).To <= prefetchGap {
+				last.j, last.rank = max(last.j, next.j), min(last.rank, next.rank)
+				continue
+			}
+		}
+		all[n] = next
+		n++
+	}
+	all = all[:n]
+	slices.SortFunc(all, func(a, b cluster) int { return cmp.Compare(a.rank, b.rank) })
+	runs = runs[:0]
+	for _, c := range all {
+		runs = append(runs, c.run)
+	}
+	return runs
 }
 
 // Complete brings in all that is missing, from the first hole on in long

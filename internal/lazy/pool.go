@@ -9,7 +9,7 @@ import (
 
 // background is how many requests that nobody waits for may read at a time, in
 // all Files of a Pool.
-const background = 6
+const background = 16
 
 // Pool is what the Files of a store share: processors, buffers, and the
 // knowledge that somebody waits.
