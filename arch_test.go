@@ -31,7 +31,7 @@ var imports = map[string][]string{
 	"internal/lazy":       {"internal/fault", "internal/span"},
 	"internal/metadb":     {},
 	"internal/layertar":   {"internal/erofs", "internal/fault"},
-	"internal/toc":        {"internal/id", "internal/fault", "internal/erofs", "internal/layertar", "internal/span"},
+	"internal/toc":        {"internal/id", "internal/erofs", "internal/layertar", "internal/span"},
 	"internal/engineapi":  {"internal/id", "internal/fault"},
 	"fetch":               {"internal/id", "internal/fault"},
 	"imagedb":             {"internal/id", "internal/fault", "internal/metadb"},
