@@ -42,8 +42,8 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 	if err != nil {
 		return res, fault.WithHint(err, "its config is needed; imgfs pull %s", fault.Word(s.image.name))
 	}
-	if !slices.Equal(e.keysOf(&base), s.image.layers) {
-		return res, fault.New(fault.Conflict, "image %s is not the one that the upper lies on", s.image.name)
+	if err := e.checkBase(&base, s.image.layers); err != nil {
+		return res, err
 	}
 	made := commitment{base: base, req: req, created: time.Now().UTC()}
 	if req.Created != nil {
@@ -83,6 +83,25 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 	res.Digest = img.ManifestDigest
 	res.ID, err = e.putCommitted(img, keys, made.layer, name)
 	return res, err
+}
+
+// checkBase refuses an upper that lies on other layers than those of img. They
+// may be stored under other keys than img is now: since the upper was made, the
+// image may have come anew, read with another index.
+func (e *engine) checkBase(img *imagedb.Image, layers []id.LayerKey) error {
+	diffs := make([]id.DiffID, len(layers))
+	for i, k := range layers {
+		h, err := e.layers.Layer(k)
+		if err != nil {
+			return err
+		}
+		diffs[i] = h.Info().DiffID
+		h.Release()
+	}
+	if !slices.Equal(diffs, img.DiffIDs()) {
+		return fault.New(fault.Conflict, "image %s is not the one that the upper lies on", img.ID.Short())
+	}
+	return nil
 }
 
 // emptyLayer is the tar of nothing: 1024 zeros.
