@@ -231,7 +231,8 @@ func hasMark(img *erofs.Image, n erofs.NID, mark string) (bool, error) {
 }
 
 // historyOf returns, by layer, the line of the image's history that made it, ""
-// where there is none.
+// where there is none. A history that does not have a line for each layer, as
+// that of a commit on an image without any, does not say which layers it is of.
 func (e *engine) historyOf(image id.ImageID, layers int) ([]string, error) {
 	lines := make([]string, layers)
 	img, err := e.images.Get(image)
@@ -247,16 +248,12 @@ func (e *engine) historyOf(image id.ImageID, layers int) ([]string, error) {
 	if json.Unmarshal(img.Config, &c) != nil {
 		return lines, nil // nobody is bound to write one
 	}
-	i := 0
-	for _, h := range c.History {
-		if h.Empty {
-			continue
-		}
-		if i == layers {
-			break
-		}
+	full := slices.DeleteFunc(c.History, func(h history) bool { return h.Empty })
+	if len(full) != layers {
+		return lines, nil
+	}
+	for i, h := range full {
 		lines[i] = h.CreatedBy
-		i++
 	}
 	return lines, nil
 }
