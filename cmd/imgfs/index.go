@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -41,13 +42,13 @@ a new image with the same layers, which --tag names.
 Examples:
   imgfs index push registry.example.com/app:1
   imgfs index push --format soci registry.example.com/app:1
-  imgfs index push --format soci-v2 --tag registry.example.com/app:1-soci registry.example.com/app:1
+  imgfs index push --format soci-v2 --tag 1-soci registry.example.com/app:1
 
 ` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Denied, fault.Integrity,
 					fault.Network, fault.Unavailable, fault.Canceled),
 				Flags: append([]cli.Flag{
 					&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the index: imgfs, soci or soci-v2", Value: engineapi.IndexOwn},
-					&cli.StringFlag{Name: "tag", Usage: "`NAME` of the new image, for soci-v2"},
+					&cli.StringFlag{Name: "tag", Usage: "`NAME` of the new image, for soci-v2: a tag in the same repository"},
 				}, registryFlags()...),
 				Action: pushIndex,
 			}),
@@ -102,7 +103,10 @@ func pushIndex(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	req.Format, req.To = c.String("format"), c.String("tag")
+	req.Format = c.String("format")
+	if req.To, err = newName(c, req.Image); err != nil {
+		return err
+	}
 	show, err := newDisplay(c)
 	if err != nil {
 		return err
@@ -125,6 +129,25 @@ func pushIndex(c *cli.Context) error {
 	}
 	fmt.Fprintln(c.App.Writer, res.Digest)
 	return nil
+}
+
+// newName returns what --tag says, the name of an image beside another one.
+// That has to be in the same repository, so a tag alone is enough.
+func newName(c *cli.Context, image string) (string, error) {
+	tag := c.String("tag")
+	switch {
+	case tag == "":
+		return "", nil
+	case c.String("format") != engineapi.IndexSociV2:
+		return "", fault.New(fault.Invalid, "--tag: only --format %s makes a new image", engineapi.IndexSociV2)
+	case strings.ContainsAny(tag, ":/@"):
+		return tag, nil
+	}
+	image, _, _ = strings.Cut(image, "@")
+	if i := strings.LastIndexByte(image, ':'); i > strings.LastIndexByte(image, '/') {
+		image = image[:i]
+	}
+	return image + ":" + tag, nil
 }
 
 // indexRow is one line of `imgfs index ls`.

@@ -18,7 +18,7 @@ import (
 func (p *publication) pushAnnotated(ctx context.Context, to string) (engineapi.IndexResult, error) {
 	if to == "" {
 		return engineapi.IndexResult{}, fault.WithHint(fault.New(fault.Invalid, "SOCI's second version makes an image of another digest, which needs a name"),
-			"give it one: --tag %s:soci", fault.Word(p.ref.FamiliarName()))
+			"give it one, a tag in the same repository: --tag soci")
 	}
 	at, err := inRegistry(to)
 	if err != nil {
