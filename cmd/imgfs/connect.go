@@ -52,6 +52,11 @@ func connect(c *cli.Context) (*engineapi.Client, error) {
 	if err := os.Setenv("IMGFS_LOG_LEVEL", strings.ToLower(level.String())); err != nil {
 		return nil, err
 	}
+	// So is this; one that is wrong is told here rather than by a daemon that
+	// does not come up.
+	if _, err := cacheLimit(os.Getenv("IMGFS_CACHE_LIMIT")); err != nil {
+		return nil, err
+	}
 	client := daemon.Connect(p)
 	theirs, err := client.Ping(c.Context)
 	if err != nil || theirs == engineapi.ThisBuild().String() {
