@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -101,8 +100,16 @@ func printStatus(w io.Writer, s statusDoc) error {
 		line("Problem", "%s", oneLine(p))
 	}
 	for _, f := range s.Faults {
-		line("Read failed", "on %s, %s times, last %s ago: %s", oneLine(f.Target), strconv.Itoa(f.Count),
+		line("Read failed", "on %s, %s, last %s ago: %s", oneLine(f.Target), times(f.Count),
 			strings.ToLower(units.HumanDuration(time.Since(f.Last))), oneLine(f.Reason))
 	}
 	return t.Flush()
+}
+
+// times returns how often: "once", "3 times".
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }

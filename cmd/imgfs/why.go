@@ -25,13 +25,17 @@ line of the image's history that made it. Of a file is told how much of it is
 here; of a mounted one also why reads of it failed. A symbolic link at the end
 of the path is not followed.
 
+Template fields: .Path .Type .Size .Cached .Upper .Changed .Layers .Image,
+.From (.Number .Layer .Blob .CreatedBy .Has .At .Opaque .Hidden) and .Faults
+(.Count .Last .Reason)
+
 Examples:
   imgfs why debian:12 /etc/os-release
   imgfs why /mnt/x/etc/os-release
   imgfs why --format json debian:12 /bin/sh
 
 ` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Unavailable),
-		Flags:  []cli.Flag{formatFlag()},
+		Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: "`TEMPLATE` Go template, or json"}},
 		Action: why,
 	})
 }
@@ -138,6 +142,6 @@ func printWhy(w io.Writer, y *engineapi.Why) {
 		}
 	}
 	for _, f := range y.Faults {
-		fmt.Fprintf(w, "read failed %d times, last %s: %s\n", f.Count, f.Last.Format(time.RFC3339), oneLine(f.Reason))
+		fmt.Fprintf(w, "read failed %s, last %s: %s\n", times(f.Count), f.Last.Format(time.RFC3339), oneLine(f.Reason))
 	}
 }
