@@ -124,7 +124,6 @@ func TestLazyKill(t *testing.T) {
 			}
 		}
 		r.down.Store(false)
-		var keys []id.LayerKey
 		for _, spec := range specs {
 			key, err := p.Import(ctx, r.again(t, spec))
 			if err != nil {
@@ -141,7 +140,6 @@ func TestLazyKill(t *testing.T) {
 					t.Errorf("round %d: verify: %d, %v", round, bad, err)
 				}
 			}
-			keys = append(keys, key)
 		}
 		if round%4 == 3 {
 			if _, err := p.GC(ctx); err != nil {

@@ -24,15 +24,3 @@ func (b bitmap) next(from, to int, v bool) int {
 	}
 	return to
 }
-
-// count returns how many bits are set in [from, to).
-func (b bitmap) count(from, to int) (n int) {
-	for i := from; i < to; i = (i | 63) + 1 {
-		w := b[i>>6] >> (i & 63)
-		if rest := to - i; rest < 64 {
-			w &= 1<<rest - 1
-		}
-		n += bits.OnesCount64(w)
-	}
-	return n
-}

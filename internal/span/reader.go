@@ -45,13 +45,6 @@ func (r *recording) giveUp(err error) {
 	}
 }
 
-// add adds a span.
-func (r *recording) add(e Entry) {
-	if r.err == nil {
-		r.err = r.b.Add(e)
-	}
-}
-
 // NewReader returns a Reader of src, whose compression is told by its first
 // bytes.
 func NewReader(src io.Reader, o Options) *Reader {
