@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -139,10 +140,20 @@ func (s *Store) evict(ctx context.Context, h *Layer) (int64, error) {
 		return 0, err
 	}
 	freed, err := h.data.lazy.Load().Evict()
+	giveBack()
 	s.mu.Lock()
 	s.sizeLocked(l)
 	s.mu.Unlock()
 	return freed, err
+}
+
+// giveBack has files closed that were replaced or removed. Who may still read
+// one is known to the collector alone, and until it has looked, which in an idle
+// process is every two minutes, their bytes stay on disk. Once is not enough:
+// what lies in a pool survives that.
+func giveBack() {
+	runtime.GC()
+	runtime.GC()
 }
 
 // toLazy makes a data file that is whole one that package lazy fills.

@@ -250,6 +250,9 @@ func (s *Store) removeLocked(may func(id.LayerKey) bool, chains []id.ChainKey) (
 	for _, g := range graves {
 		r.Reclaimed += g()
 	}
+	if len(r.Layers) > 0 {
+		giveBack()
+	}
 	slices.Sort(r.Layers)
 	slices.Sort(r.Chains)
 	if len(changes) > 0 {
