@@ -7,7 +7,6 @@ import (
 	"os"
 	"testing"
 
-	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/metadb"
 	"github.com/imgfs/imgfs/internal/toc"
 )
