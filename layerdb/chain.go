@@ -296,6 +296,11 @@ func (s *Store) openLayer(k id.LayerKey, index bool) (*Layer, error) {
 	if err := s.check(k); err != nil {
 		return nil, err
 	}
+	return s.openUnchecked(k, index)
+}
+
+// openUnchecked is openLayer for a layer that may be known to be damaged.
+func (s *Store) openUnchecked(k id.LayerKey, index bool) (*Layer, error) {
 	h := &Layer{s: s}
 	s.mu.Lock()
 	l := s.layers[k]

@@ -404,21 +404,28 @@ func TestDamagedLazy(t *testing.T) {
 			}
 		})
 	}
-	t.Run("whole data, repaired", func(t *testing.T) {
-		t.Parallel()
-		p, r := newLazyPlace(t)
-		stream := tarOf(t, lazyText())
-		r.put(stream)
-		key := p.put(lazyText())
-		flip(t, p.dataPath(key), 1<<20)
-		if bad, err := p.Verify(ctx, key, true); bad != 1 || err != nil {
-			t.Fatalf("verify: %d, %v", bad, err)
-		}
-		p.want(key, "big0", bigFile(0))
-		if r.fetched() == 0 {
-			t.Error("nothing was fetched")
-		}
-	})
+	for _, name := range []string{"whole data, repaired", "whole data, found and then repaired"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, r := newLazyPlace(t)
+			stream := tarOf(t, lazyText())
+			r.put(stream)
+			key := p.put(lazyText())
+			flip(t, p.dataPath(key), 1<<20)
+			if strings.Contains(name, "found") {
+				if bad, err := p.Verify(ctx, key, false); bad != 1 || fault.KindOf(err) != fault.Integrity {
+					t.Errorf("verify: %d, %v", bad, err)
+				}
+			}
+			if bad, err := p.Verify(ctx, key, true); bad != 1 || err != nil {
+				t.Fatalf("verify: %d, %v", bad, err)
+			}
+			p.want(key, "big0", bigFile(0))
+			if r.fetched() == 0 {
+				t.Error("nothing was fetched")
+			}
+		})
+	}
 	t.Run("spans, repaired", func(t *testing.T) {
 		t.Parallel()
 		p, r := newLazyPlace(t)

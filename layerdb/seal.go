@@ -255,7 +255,11 @@ func (t *taken) Read(p []byte) (int, error) {
 // fault.Integrity if anything is damaged and was not repaired. A layer that was
 // damaged as a whole counts as absent then.
 func (s *Store) Verify(ctx context.Context, k id.LayerKey, repair bool) (bad int, err error) {
-	h, err := s.openLayer(k, true)
+	open := s.openLayer
+	if repair && s.foundDamaged(k) {
+		open = s.openUnchecked
+	}
+	h, err := open(k, true)
 	if err != nil {
 		return 0, err
 	}
@@ -284,12 +288,14 @@ func (s *Store) Verify(ctx context.Context, k id.LayerKey, repair bool) (bad int
 		return 0, fmt.Errorf("layer %s: %w", k.Short(), err)
 	}
 	if got.Key() == k {
+		s.undamaged(h.layer)
 		return 0, nil
 	}
 	err = fault.New(fault.Integrity, "layer %s: its data on disk is that of %s", k.Short(), got)
 	if repair {
 		_, eerr := s.evict(ctx, h)
 		if eerr == nil {
+			s.undamaged(h.layer)
 			s.problem("layer %s: its damaged data is fetched again", k.Short())
 			return 1, nil
 		}
@@ -302,4 +308,20 @@ func (s *Store) Verify(ctx context.Context, k id.LayerKey, repair bool) (bad int
 		s.problemLocked("%v", err)
 	}
 	return 1, err
+}
+
+// undamaged has a layer count as present again.
+func (s *Store) undamaged(l *layer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.info.Damage = ""
+}
+
+// foundDamaged reports whether Verify has found a layer damaged that was well
+// when it was opened first, so that no more than its data is wrong.
+func (s *Store) foundDamaged(k id.LayerKey) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.layers[k]
+	return l != nil && l.checked && l.info.Damage != "" && l.info.Bad == ""
 }
