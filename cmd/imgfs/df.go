@@ -21,6 +21,11 @@ Reclaimable is what could be dropped now and would be fetched again when it is
 read; the cache limit (imgfs daemon --cache-limit) drops what was read longest
 ago. What no image needs is deleted by imgfs gc.
 
+Of a layer, KIND is what it is read with: the table of contents or index that it
+was found with, or streamed, if all of it came at its first contact; CACHED is
+how much of it is here; SEALED, whether all of it was proven once to be what the
+image says, or damaged (see imgfs verify).
+
 Template fields: .Type .Count .Size .Reclaimable; with -v those of layers:
 .Layer .Blob .Kind .Size .Cached .Disk .Sealed .Pinned .InUse .LastUse .Images
 .Problem
@@ -92,10 +97,13 @@ func df(c *cli.Context) error {
 
 func rowOfLayer(l *engineapi.LayerUsage, long bool) layerRow {
 	row := layerRow{
-		Layer: l.Layer.Short(), Blob: l.Blob.Short(), Kind: cmp.Or(l.Kind, "whole"),
+		Layer: l.Layer.Short(), Blob: l.Blob.Short(), Kind: cmp.Or(l.Kind, "streamed"),
 		Size: size(l.Size), Cached: size(l.Present), Disk: size(l.Disk),
 		Sealed: yesNo(l.Sealed), Pinned: yesNo(l.Pinned), InUse: yesNo(l.InUse),
 		LastUse: since(l.LastUse), Images: strings.Join(l.Images, ","), Problem: l.Problem,
+	}
+	if l.Problem != "" {
+		row.Sealed = "damaged"
 	}
 	if long {
 		row.Layer, row.Blob = string(l.Layer), string(l.Blob)

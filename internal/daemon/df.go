@@ -101,7 +101,11 @@ func (e *engine) Verify(ctx context.Context, req engineapi.VerifyRequest, report
 			}
 			show(layerdb.StatusVerifying)
 			verdicts[i] = e.verdict(gctx, &l, req.Repair)
-			show("Verified")
+			if v := &verdicts[i]; v.Problem != "" || v.Repaired {
+				show("Damaged")
+			} else {
+				show("Verified")
+			}
 			return gctx.Err()
 		})
 	}
@@ -113,16 +117,16 @@ func (e *engine) verdict(ctx context.Context, l *layerdb.LayerInfo, repair bool)
 	v := engineapi.Verdict{Layer: l.Key, Blob: l.Blob, Present: l.Present, Size: l.DataSize, Sealed: l.Sealed, Problem: problemOf(l)}
 	if v.Problem != "" {
 		v.Bad = 1
-		return v
+		if !repair || l.Bad != "" {
+			return v
+		}
 	}
-	var err error
-	v.Bad, err = e.layers.Verify(ctx, l.Key, repair)
+	bad, err := e.layers.Verify(ctx, l.Key, repair)
 	switch {
-	case err != nil && fault.KindOf(err) == fault.NotFound: // removed meanwhile
-	case err != nil:
-		v.Problem = err.Error()
-	case v.Bad > 0:
-		v.Repaired = true
+	case err == nil:
+		v.Bad, v.Problem, v.Repaired = bad, "", bad > 0
+	case fault.KindOf(err) != fault.NotFound: // removed meanwhile, or damaged in more than its data
+		v.Bad, v.Problem = bad, err.Error()
 	}
 	if now, err := e.layers.Info(l.Key); err == nil {
 		v.Sealed = now.Sealed
