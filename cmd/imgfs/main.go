@@ -31,6 +31,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -129,5 +130,5 @@ func argsBetween(c *cli.Context, low, high int) error {
 	if n < low {
 		text = "missing argument"
 	}
-	return fault.WithHint(fault.New(fault.Invalid, "%s", text), "usage: %s %s", c.Command.HelpName, c.Command.ArgsUsage)
+	return fault.WithHint(fault.New(fault.Invalid, "%s", text), "usage: %s", strings.TrimSpace(c.Command.HelpName+" "+c.Command.ArgsUsage))
 }
