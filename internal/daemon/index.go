@@ -70,7 +70,7 @@ func (e *engine) PushIndex(ctx context.Context, req engineapi.IndexRequest, repo
 // publication returns what req names, pulled if it is not here. The caller
 // ends it.
 func (e *engine) publication(ctx context.Context, req engineapi.IndexRequest, report func(engineapi.Progress)) (*publication, error) {
-	ref, err := inRegistry(req.Image)
+	ref, err := e.named(req.Image)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +94,15 @@ func (e *engine) publication(ctx context.Context, req engineapi.IndexRequest, re
 	}
 	p.end, err = e.holdLayers("index", &img)
 	return p, err
+}
+
+// named is inRegistry for an argument that may be the ID of a stored image,
+// which says nothing of where the image is.
+func (e *engine) named(name string) (fetch.Reference, error) {
+	if _, ref, err := e.lookup(name); err == nil && ref == (fetch.Reference{}) {
+		return ref, fault.WithHint(fault.New(fault.Invalid, "%s is the ID of an image, not its name in a registry", name), "give a name, from imgfs images")
+	}
+	return inRegistry(name)
 }
 
 // inRegistry parses the name of an image that is in a registry.

@@ -73,7 +73,7 @@ func (e *engine) ListIndexes(ctx context.Context, req engineapi.IndexRequest) ([
 // indexesOf returns the indexes of an image as its registry has it now, which
 // need not be here.
 func (e *engine) indexesOf(ctx context.Context, req engineapi.IndexRequest) (c *fetch.Client, ref fetch.Reference, all []found, err error) {
-	if ref, err = inRegistry(req.Image); err != nil {
+	if ref, err = e.named(req.Image); err != nil {
 		return nil, ref, nil, err
 	}
 	if !slices.Contains([]string{"", engineapi.IndexOwn, engineapi.IndexSoci, engineapi.IndexSociV2}, req.Format) {

@@ -37,10 +37,18 @@ func (e *engine) lookup(name string) (img imagedb.Image, ref fetch.Reference, er
 	case err == nil:
 		img, err = e.images.Get(imageID)
 		return img, ref, err
+	case fault.KindOf(err) == fault.NotFound && perr == nil && parsed.Local():
+		return img, ref, noNames(shown)
 	case fault.KindOf(err) == fault.NotFound:
 		return img, ref, fault.New(fault.NotFound, "No such image: %s", shown)
 	}
 	return img, ref, err
+}
+
+// noNames is the error for an image in files where a stored one is meant.
+func noNames(name string) error {
+	return fault.WithHint(fault.New(fault.NotFound, "No such image: %s", name),
+		"the store keeps no names of images in files: give its ID, from imgfs images")
 }
 
 // imageFor returns the image a mount asks for, pulled if need be. An image

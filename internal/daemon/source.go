@@ -170,8 +170,7 @@ func (e *engine) sourceFiles(s *source, name string) error {
 	}
 	e.mu.Unlock()
 	if s.image.id == "" {
-		return fault.WithHint(fault.New(fault.NotFound, "No such image: %s", name),
-			"the store keeps no names of images in files: give its ID, from imgfs images")
+		return noNames(name)
 	}
 	return nil
 }

@@ -158,6 +158,9 @@ func (e *engine) fetchRanges(ctx context.Context, data []*layerdb.Data, wanted m
 // the image's name.
 func (e *engine) Pin(_ context.Context, name string) (engineapi.Pin, error) {
 	img, ref, err := e.lookup(name)
+	if err != nil && fault.HintOf(err) != "" {
+		return engineapi.Pin{}, err
+	}
 	if err != nil {
 		return engineapi.Pin{}, fault.WithHint(err, "bring it in first: imgfs pull %s", fault.Word(name))
 	}
