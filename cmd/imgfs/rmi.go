@@ -59,7 +59,7 @@ Examples:
 func gcCommand() *cli.Command {
 	return command(cli.Command{
 		Name:  "gc",
-		Usage: "delete layers that no image and no mount uses",
+		Usage: "delete layers that no image, mount, upper or pin uses",
 		Description: `
 Such layers are left by pulls that failed half-way, by rmi -f of an image that
 was mounted, and by unpin. What is kept of layers in use is bounded by the
