@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,6 +22,11 @@ type contents struct {
 	// mark makes "present" say, synced, that it was not closed cleanly. It is
 	// called before anything is written, and works once.
 	mark func() error
+
+	// writing is held while data is written, or compared with noted: what it
+	// was after the last of our own writes.
+	writing sync.Mutex
+	noted   stamp
 
 	// ready has a bit for each span that was used since it is present. A bit
 	// is set under File.mu, and read without.
@@ -133,6 +139,9 @@ func (f *File) openContents() (*contents, error) {
 	if h.clean {
 		c.mark = sync.OnceValue(func() error { return f.writeHeader(c, header{table: f.table}) })
 	}
+	if c.noted, err = stampOf(data); err != nil {
+		return nil, err
+	}
 	clean := h.describes(sums, now)
 	if ok && !clean {
 		c.suspect = newBitmap(n)
@@ -174,11 +183,10 @@ func (f *File) seal(c *contents) error {
 	if err := c.data.Sync(); err != nil {
 		return err
 	}
-	h := header{clean: c.suspect == nil || c.suspect.next(0, f.at.n, true) == f.at.n, table: f.table}
-	var err error
-	if h.data, err = stampOf(c.data); err != nil {
+	if err := f.look(c); err != nil {
 		return err
 	}
+	h := header{clean: c.suspect == nil || c.suspect.next(0, f.at.n, true) == f.at.n, table: f.table, data: c.noted}
 	sums := make([]byte, f.at.n*sumSize)
 	if _, err := c.present.ReadAt(sums, headerSize); err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -197,8 +205,70 @@ func (f *File) write(c *contents, data []byte, off int64) error {
 	if err := c.mark(); err != nil {
 		return err
 	}
-	_, err := c.data.WriteAt(data, off)
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if err := f.lookWriting(c); err != nil {
+		return err
+	}
+	if _, err := c.data.WriteAt(data, off); err != nil {
+		return err
+	}
+	var err error
+	c.noted, err = stampOf(c.data)
 	return err
+}
+
+// Recheck looks whether somebody else has written to the data file. If so,
+// nothing in it is believed before it was compared with its checksum.
+func (f *File) Recheck() error {
+	if err := f.look(f.now.Load()); err != nil {
+		return fmt.Errorf("data of a layer: %w", err)
+	}
+	return nil
+}
+
+func (f *File) look(c *contents) error {
+	if c.present == nil {
+		return nil // there are no checksums
+	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return f.lookWriting(c)
+}
+
+// lookWriting is look. Preconditions: c.writing is held.
+func (f *File) lookWriting(c *contents) error {
+	now, err := stampOf(c.data)
+	if err != nil || now == c.noted || c.present == nil {
+		return err
+	}
+	f.log.Warn("somebody else has written to a layer's data: it is compared with its checksums", "dir", f.dir)
+	f.mu.Lock()
+	f.doubtLocked(c)
+	f.mu.Unlock()
+	if now.size < f.size {
+		if err := c.data.Truncate(f.size); err != nil {
+			return err
+		}
+	}
+	c.noted, err = stampOf(c.data)
+	return err
+}
+
+// doubtLocked makes all that is present suspect. What has no checksum yet is
+// fetched again.
+func (f *File) doubtLocked(c *contents) {
+	c.suspect = slices.Clone(c.have)
+	for i := range c.ready {
+		c.ready[i].Store(0)
+	}
+	c.used, c.bytes = 0, 0
+	if c.raw != nil {
+		c.raw = newBitmap(f.at.n)
+	}
+	for i := c.have.next(0, f.at.n, true); i < f.at.n; i = c.have.next(i+1, f.at.n, true) {
+		c.bytes += f.o.Table.At(i).Len
+	}
 }
 
 // full reports whether err says that there is no space for more bytes.

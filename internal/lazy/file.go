@@ -167,6 +167,9 @@ func (f *File) emptyContents() (*contents, error) {
 		return nil, err
 	}
 	c := newContents(file, f.at.n, f.o.Proof != nil)
+	if c.noted, err = stampOf(file); err != nil {
+		return nil, err
+	}
 	if c.present, err = os.OpenFile(present+suffix, os.O_RDWR, 0); err != nil {
 		return nil, err
 	}

@@ -42,9 +42,12 @@ func (l *landing) bring(blob []byte) error {
 	if l.g.raw {
 		return nil
 	}
-	first := l.f.o.Table.Needs(l.g.i)
-	c, err := l.f.await(l.r.ctx, &want{lo: first, hi: l.g.i, raw: true, now: true, by: l.r})
-	if err != nil {
+	defer func() {
+		if l.lead != nil {
+			l.f.pool.free(l.lead)
+		}
+	}()
+	if err := l.bringLead(); err != nil {
 		return err
 	}
 	if err := l.f.pool.take(l.r.ctx); err != nil {
@@ -52,14 +55,7 @@ func (l *landing) bring(blob []byte) error {
 	}
 	slot := sync.OnceFunc(l.f.pool.give)
 	defer slot()
-	l.lead = l.f.pool.buffer(span.Window + l.g.end - l.g.off)
-	defer func() { l.f.pool.free(l.lead) }()
-	l.data = l.lead[span.Window:]
-	if first < l.g.i {
-		if _, err := c.data.ReadAt(l.lead[:span.Window], l.g.off-span.Window); err != nil {
-			return fmt.Errorf("data of a layer: %w", err)
-		}
-	}
+	l.room()
 	failed := l.decode(blob)
 	l.keepAll(failed)
 	if len(failed) > 0 {
@@ -67,6 +63,75 @@ func (l *landing) bring(blob []byte) error {
 		l.fetchAgain(blob, failed)
 	}
 	return nil
+}
+
+// leadTries is how often damage before a step is mended before it is an error.
+const leadTries = 3
+
+// bringLead waits for the data that the group's first span needs, if it is a
+// step, and compares it with its checksums: damage on disk would spread into
+// what is decoded behind it, whose digest is of its compressed bytes.
+func (l *landing) bringLead() error {
+	f, first := l.f, l.f.o.Table.Needs(l.g.i)
+	for try := 0; ; try++ {
+		c, err := f.await(l.r.ctx, &want{lo: first, hi: l.g.i, raw: true, now: true, by: l.r})
+		if err != nil || first == l.g.i {
+			return err
+		}
+		damaged, err := l.readLead(c, first)
+		if err != nil || damaged < 0 {
+			return err
+		}
+		if try == leadTries {
+			return fault.New(fault.Failed, "data of a layer: the disk does not keep it")
+		}
+		if err := f.drop(c, damaged); err != nil {
+			return err
+		}
+	}
+}
+
+// readLead reads what ends with the data before the group. It returns the first
+// span of it that is not what its checksum says, -1 for none.
+func (l *landing) readLead(c *contents, first int) (damaged int, err error) {
+	f, t := l.f, l.f.o.Table
+	k := l.g.i - 1
+	for k > first && t.At(k).Off > l.g.off-span.Window {
+		k--
+	}
+	off := t.At(k).Off
+	data := f.pool.buffer(l.g.off - off)
+	defer f.pool.free(data)
+	if _, err := c.data.ReadAt(data, off); err != nil && err != io.EOF {
+		return -1, fmt.Errorf("data of a layer: %w", err)
+	}
+	for ; k < l.g.i; k++ {
+		f.mu.Lock()
+		known := c.present != nil && c.have.has(k)
+		f.mu.Unlock()
+		if !known {
+			continue
+		}
+		want, err := readSum(c.present, k)
+		if err != nil {
+			return -1, fmt.Errorf("data of a layer: %w", err)
+		}
+		s := t.At(k)
+		if want != 0 && checksum(data[s.Off-off:][:s.Len]) != want {
+			return k, nil
+		}
+	}
+	l.room()
+	copy(l.lead[:span.Window], data[len(data)-span.Window:])
+	return -1, nil
+}
+
+// room gets the buffer of the group, which is not held while others are waited for.
+func (l *landing) room() {
+	if l.lead == nil {
+		l.lead = l.f.pool.buffer(span.Window + l.g.end - l.g.off)
+		l.data = l.lead[span.Window:]
+	}
 }
 
 // finish proves what was written, if that is needed.
