@@ -331,6 +331,9 @@ func (s *Store) dataOf(l *layer) (*Data, error) {
 	d := l.data
 	s.mu.Unlock()
 	if d != nil {
+		if f := d.lazy.Load(); f != nil {
+			return d, f.Recheck() // whoever opens it anew can ask for that much
+		}
 		return d, nil
 	}
 	d, err := s.openData(l)
