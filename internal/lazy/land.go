@@ -165,11 +165,22 @@ func (l *landing) decode(blob []byte) (failed map[int]error) {
 		clear(l.data[end-l.g.off : s.Off-l.g.off]) // what is between spans is zeros
 		end = s.Off + s.Len
 	}
+	fail := func(i int, err error) {
+		if failed == nil {
+			failed = map[int]error{}
+		}
+		failed[i] = err
+	}
 	for i := l.g.i; i < l.g.j; {
+		if err := l.r.ctx.Err(); err != nil { // wrong spans of a group cost a decoding each
+			fail(i, err)
+			i++
+			continue
+		}
 		first, n := t.Group(i)
 		j := min(first+n, l.g.j)
 		if l.leadFailed(i, failed) != nil {
-			failed[i] = errLead
+			fail(i, errLead)
 			i++
 			continue
 		}
@@ -179,10 +190,7 @@ func (l *landing) decode(blob []byte) (failed map[int]error) {
 			err = l.decodeSpans(i, j, l.part(i, blob))
 		}
 		if err != nil {
-			if failed == nil {
-				failed = map[int]error{}
-			}
-			failed[i] = err
+			fail(i, err)
 		}
 		i = j
 	}
