@@ -13,7 +13,22 @@ type run struct{ i, j int }
 // Prefetch brings in ranges, in their order as far as several are under way at
 // a time, and yields to reads. It returns when they are present.
 func (f *File) Prefetch(ctx context.Context, ranges []Range) error {
-	return f.bringAll(ctx, f.clusters(f.runs(ranges)), background, func() {})
+	return f.bringAll(ctx, f.clusters(f.missing(f.runs(ranges))), background, func() {})
+}
+
+// missing returns the runs of which something is missing, from there on.
+func (f *File) missing(runs []run) []run {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.now.Load()
+	n := 0
+	for _, r := range runs {
+		if r.i = c.have.next(r.i, r.j, false); r.i < r.j {
+			runs[n] = r
+			n++
+		}
+	}
+	return runs[:n]
 }
 
 // prefetchGap is how many bytes of the blob between two runs are rather fetched

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -175,44 +176,50 @@ func TestEvict(t *testing.T) {
 // and again.
 func TestEvictUnderReaders(t *testing.T) {
 	t.Parallel()
-	for _, proof := range []bool{false, true} {
-		x := newFixture(t, shape{spans: 100, size: 10 << 10, ragged: true})
-		o := x.options(&script{})
-		if proof {
-			o.Proof = &headers{index: x.data, size: 7777}
-		}
-		f := create(t, t.TempDir(), o)
-		var wg sync.WaitGroup
-		stop := make(chan struct{})
-		for g := range 4 {
-			wg.Go(func() {
-				rnd := rand.New(rand.NewPCG(uint64(g), 1))
-				for {
-					select {
-					case <-stop:
-						return
-					default:
+	plain, steps := newFixture(t, shape{spans: 100, size: 10 << 10, ragged: true}), newGzip(t, 1<<20)
+	for name, c := range map[string]struct {
+		x     *fixture
+		proof int64 // size of an entry; 0: no Proof
+	}{
+		"plain":            {plain, 0},
+		"plain with proof": {plain, 7777},
+		"steps":            {steps, 0},
+		"steps with proof": {steps, 77777},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := c.x.options(&script{})
+			if c.proof > 0 {
+				o.Proof = &headers{index: c.x.data, size: c.proof}
+			}
+			f := create(t, t.TempDir(), o)
+			var wg sync.WaitGroup
+			var stop atomic.Bool
+			for g := range 4 {
+				wg.Go(func() {
+					rnd := rand.New(rand.NewPCG(uint64(g), 1))
+					for !stop.Load() {
+						off := rnd.Int64N(int64(len(c.x.data)) - 1000)
+						if err := c.x.compare(f, off, 1000); err != nil {
+							t.Error(err)
+							return
+						}
 					}
-					off := rnd.Int64N(int64(len(x.data)) - 1000)
-					if err := x.compare(f, off, 1000); err != nil {
-						t.Error(err)
-						return
-					}
+				})
+			}
+			for range 50 {
+				if _, err := f.Evict(); err != nil {
+					t.Error(err)
 				}
-			})
-		}
-		for range 50 {
-			if _, err := f.Evict(); err != nil {
+				time.Sleep(time.Millisecond)
+			}
+			stop.Store(true)
+			wg.Wait()
+			if err := f.Complete(context.Background(), nil); err != nil {
 				t.Error(err)
 			}
-			time.Sleep(time.Millisecond)
-		}
-		close(stop)
-		wg.Wait()
-		if err := f.Complete(context.Background(), nil); err != nil {
-			t.Error(err)
-		}
-		x.check(t, f, 0, int64(len(x.data)))
+			c.x.check(t, f, 0, int64(len(c.x.data)))
+		})
 	}
 }
 

@@ -138,6 +138,8 @@ func (l *landing) room() {
 func (l *landing) finish() {
 	l.f.mu.Lock()
 	l.g.kept = true
+	// Who still waits for raw bytes of the group had them evicted.
+	l.f.wakeLocked(nil, func(w *waiter) bool { return w.raw && w.from == l.r && w.span >= l.g.i && w.span < l.g.j })
 	unproven := l.f.o.Proof != nil && l.g.i >= l.r.prove
 	l.f.mu.Unlock()
 	if unproven {

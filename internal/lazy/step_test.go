@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/imgfs/imgfs/internal/span"
 )
@@ -144,4 +146,48 @@ func TestStepsYield(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What is evicted after it was written is brought again, by another request
+// than the one that needs it.
+func TestStepsEvictedAtOnce(t *testing.T) {
+	x := newGzip(t, 2<<20)
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		o := x.options(s)
+		var f *File
+		evicted := make(chan struct{})
+		last := 0 // step of the first run
+		for x.table.Needs(last+1) <= last {
+			last++
+		}
+		second := x.table.Find(groupData) // is in another group than the first spans
+		if second >= last {
+			t.Fatalf("the first run has %d spans", last+1)
+		}
+		s.change = func(_ []byte, off int64) {
+			if off >= x.table.At(second).To {
+				<-evicted
+			}
+		}
+		o.Grew = func(int64) {
+			select {
+			case <-evicted:
+				return
+			default:
+			}
+			if _, err := f.Evict(); err != nil {
+				t.Error(err)
+			}
+			close(evicted)
+			time.Sleep(ms(1)) // the next group goes on until it waits for this one
+		}
+		f = create(t, dir, o)
+		x.check(t, f, x.table.At(last).Off, 100)
+		if err := f.Complete(context.Background(), nil); err != nil {
+			t.Fatal(err)
+		}
+		x.check(t, f, 0, int64(len(x.data)))
+	})
 }
