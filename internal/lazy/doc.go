@@ -13,8 +13,9 @@
 // Who misses a span joins the request that will bring it, if that is close, or
 // starts one. A request brings the spans that were asked for, and those behind
 // them that are likely to be asked for next: as many bytes as were used in a
-// row right before, twice (lookahead), which makes a scattered reader fetch
-// what it reads, and a sequential one stream. What is only likely, prefetched
+// row right before, twice (lookahead), up to the end of the file unless several
+// were read one after the other; which makes a scattered reader fetch what it
+// reads, and a sequential one stream. What is only likely, prefetched
 // or completed yields to what somebody waits for, in all Files of a Pool. Spans
 // are decoded in parallel as they arrive, and each wakes its own waiters.
 //
@@ -29,20 +30,26 @@
 // Invariants:
 //   - A data file only ever gains bytes. Evict and Create make new ones; who
 //     holds an old one keeps its bytes. No data file is closed explicitly.
-//   - A span becomes present after its bytes are written, and they are written
-//     after its digest, what was seen of it before, and Proof agree.
+//   - A span becomes present after its bytes are written and its digest, what
+//     was seen of it before, and Proof agree. A step is decoded from nothing
+//     but spans of which the first two hold.
 //   - A "present" that says it was closed cleanly belongs to synced bytes, in
 //     the very data file whose inode, size and time it names. It says so no
 //     longer, synced, before the first byte is written. All others are believed
 //     span by span, where checksum and bytes agree.
+//   - A data file that somebody else wrote to, as its size and time tell, is
+//     believed no more than after an unclean stop; and what a step is decoded
+//     with is compared with its checksum each time.
 //   - No error is remembered, but for the one that makes the data bad: the
 //     next who asks tries again.
 //   - Requests run on the File's context. One that nobody waits for any more,
 //     as its last waiter left, is cancelled.
 //   - No lock that a read takes is held over network, disk or decoding, nor
-//     over a caller's function but Proof.Start and Source.Whole.
+//     over a caller's function but Proof.Start.
+//   - Who waits for another request holds neither a decoding slot nor a lane,
+//     and waits only for spans before his own: nobody waits in a circle.
 //
-// Lock order: File.evicting, File.mu, Pool.mu.
+// Lock order: File.evicting, contents.writing, File.mu, Pool.mu.
 package lazy
 
 import (
