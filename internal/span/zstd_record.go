@@ -268,6 +268,9 @@ func (r *zstdRecorder) block(b *zscan.Block) error {
 	if b.Skippable && b.To-b.From > zstdSkipped {
 		return r.endAll()
 	}
+	if b.Len == 0 && b.Last && r.last() == nil {
+		return nil // a frame without data, and no span to belong to
+	}
 	if m := r.last(); m != nil && b.Uses&m.needs != 0 {
 		if err := r.fold(); err != nil {
 			return err

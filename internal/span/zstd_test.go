@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/iotest"
 
@@ -109,6 +110,9 @@ func TestZstd(t *testing.T) {
 		{"small frames", func(*testing.T) []byte { return frames(30_000, nil) }},
 		{"empty frames", func(*testing.T) []byte { return frames(200_000, klauspost(t, nil, zstd.WithZeroFrames(true))) }},
 		{"skippable frames", func(*testing.T) []byte { return frames(300_000, skippable(1000)) }},
+		{"zstd:chunked, trailing frames", func(t *testing.T) []byte {
+			return slices.Concat(encoder()(t), skippable(200_000), skippable(64), klauspost(t, nil, zstd.WithZeroFrames(true)))
+		}},
 		{"large skippable frames", func(*testing.T) []byte { return frames(1_000_003, skippable(1<<20)) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
