@@ -177,7 +177,7 @@ func (d *device) try(ctx context.Context, off, n, end int64) (*os.File, error) {
 	}()
 	f, err := d.data.Fill(within, off, n, end)
 	if err != nil && ctx.Err() == nil && context.Cause(within) == errSilent {
-		return nil, fault.New(fault.Network, "layer %s: %w for %s", d.blob.Short(), errSilent, bear)
+		return nil, fault.New(fault.Network, "layer %s: %w for %s", d.blob.Short(), errSilent, bear.Round(time.Second))
 	}
 	return f, err
 }
