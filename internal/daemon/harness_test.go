@@ -181,9 +181,14 @@ func mountDir(t testing.TB) string {
 // openFile opens a file of a mount that this very process may serve. Package
 // os would add it to epoll, and the runtime does that without telling its
 // scheduler: the kernel asks the server, which cannot run if the collector
-// waits for that same thread.
+// waits for that same thread. As there, what the scheduler's signals interrupt is
+// begun again.
 func openFile(path string) (fd int, err error) {
-	return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	for {
+		if fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != unix.EINTR {
+			return fd, err
+		}
+	}
 }
 
 // wantFile checks the content of a file.
@@ -197,6 +202,9 @@ func wantFile(t testing.TB, path, want string) {
 	defer unix.Close(fd)
 	b := make([]byte, 1<<16)
 	n, err := unix.Read(fd, b)
+	for err == unix.EINTR {
+		n, err = unix.Read(fd, b)
+	}
 	if err != nil || string(b[:n]) != want {
 		t.Errorf("%s: got %q, %v; want %q", path, b[:max(n, 0)], err, want)
 	}
