@@ -54,13 +54,7 @@ type layerRow struct {
 }
 
 func df(c *cli.Context) error {
-	if err := argsBetween(c, 0, 0); err != nil {
-		return err
-	}
-	if err := checkFormat(c); err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, err := connectToShow(c, 0, 0)
 	if err != nil {
 		return err
 	}

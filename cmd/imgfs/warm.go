@@ -145,13 +145,7 @@ Examples:
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print names only"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := argsBetween(c, 0, 0); err != nil {
-				return err
-			}
-			if err := checkFormat(c); err != nil {
-				return err
-			}
-			client, err := connect(c)
+			client, err := connectToShow(c, 0, 0)
 			if err != nil {
 				return err
 			}

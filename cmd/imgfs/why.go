@@ -41,13 +41,7 @@ Examples:
 }
 
 func why(c *cli.Context) error {
-	if err := argsBetween(c, 1, 2); err != nil {
-		return err
-	}
-	if err := checkFormat(c); err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, err := connectToShow(c, 1, 2)
 	if err != nil {
 		return err
 	}
