@@ -69,7 +69,7 @@ func image(n, layers int) Image {
 
 func (p *place) put(img Image) id.ImageID {
 	p.t.Helper()
-	i, err := p.Put(img)
+	i, err := p.Create(img)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestPutRefuses(t *testing.T) {
 	} {
 		img := image(1, 3)
 		tt.wrong(&img)
-		_, err := p.Put(img)
+		_, err := p.Create(img)
 		wantError(t, tt.name, err, tt.kind, tt.text)
 	}
 	if n := p.files(); len(n) > 0 || len(p.List()) > 0 {
@@ -388,7 +388,7 @@ func TestDelete(t *testing.T) {
 func TestKeep(t *testing.T) {
 	p := newPlace(t)
 	img := image(1, 2)
-	if _, err := p.Put(img); err != nil {
+	if _, err := p.Create(img); err != nil {
 		t.Fatal(err)
 	}
 	kept := img.Layers[1].Blob

@@ -123,9 +123,9 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 	return s, nil
 }
 
-// Put stores an image, or mends it, or renews how it came here. ID may be "".
+// Create stores an image, or mends it, or renews how it came here. ID may be "".
 // fault.Integrity if config, manifest and layers do not belong together.
-func (s *Store) Put(img Image) (id.ImageID, error) {
+func (s *Store) Create(img Image) (id.ImageID, error) {
 	if len(img.Config) == 0 {
 		return "", fault.New(fault.Invalid, "image: Invalid empty data")
 	}

@@ -96,15 +96,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "show help"},
 			&cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"},
 		},
-		Commands: []*cli.Command{
-			mountCommand(), umountCommand(), mountsCommand(), upperCommand(), layoutCommand(),
-			pullCommand(), imagesCommand(), inspectCommand(), rmiCommand(), gcCommand(),
-			runCommand(), chrootCommand(), bundleCommand(),
-			diffCommand(), exportCommand(), commitCommand(),
-			warmCommand(), pinCommand(), unpinCommand(), pinsCommand(), dfCommand(), verifyCommand(), whyCommand(),
-			indexCommand(), convertCommand(),
-			statusCommand(), daemonCommand(), versionCommand(), completionCommand(),
-		},
+		Commands: slices.Concat(mountCommands(), imageCommands(), registryCommands(), archiveCommands(),
+			layerCommands(), readCommands(), daemonCommands()),
 		Action: func(c *cli.Context) error {
 			if c.Bool("version") {
 				return printVersionLine(c.App.Writer)

@@ -137,7 +137,7 @@ func (e *engine) putCommitted(img imagedb.Image, keys []id.LayerKey, p *layerdb.
 			return "", err
 		}
 	}
-	imageID, err := e.images.Put(img)
+	imageID, err := e.images.Create(img)
 	if err != nil {
 		return "", err
 	}

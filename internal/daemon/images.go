@@ -46,7 +46,7 @@ func (c *config) created() time.Time {
 }
 
 // Images implements engineapi.Images.
-func (e *engine) Images(context.Context) ([]engineapi.ImageSummary, error) {
+func (e *engine) Images(_ context.Context, o engineapi.ListOptions) ([]engineapi.ImageSummary, error) {
 	list := e.images.List()
 	out := make([]engineapi.ImageSummary, 0, len(list))
 	for _, img := range list {
@@ -71,7 +71,7 @@ func (e *engine) Images(context.Context) ([]engineapi.ImageSummary, error) {
 }
 
 // Inspect implements engineapi.Images.
-func (e *engine) Inspect(_ context.Context, name string) (engineapi.ImageInspect, error) {
+func (e *engine) Inspect(_ context.Context, name string, o engineapi.InspectOptions) (engineapi.ImageInspect, error) {
 	img, _, err := e.lookup(name)
 	if err != nil {
 		return engineapi.ImageInspect{}, err
@@ -146,7 +146,7 @@ func (e *engine) usedBy(imageID id.ImageID) []string {
 // one repository or force is set. A mount counts as a stopped container does:
 // it stands in the way of the last name, unless force is set, and keeps its
 // layers either way.
-func (e *engine) Remove(_ context.Context, name string, force bool) ([]engineapi.DeleteItem, error) {
+func (e *engine) Remove(_ context.Context, name string, o engineapi.RemoveOptions) ([]engineapi.DeleteItem, error) {
 	e.names.Lock()
 	defer e.names.Unlock()
 	img, ref, err := e.lookup(name)
@@ -157,11 +157,11 @@ func (e *engine) Remove(_ context.Context, name string, force bool) ([]engineapi
 	going := refs
 	if ref != (fetch.Reference{}) {
 		going = withDigests(refs, ref)
-	} else if !force && repositories(refs) > 1 {
+	} else if !o.Force && repositories(refs) > 1 {
 		return nil, conflict(img.ID, "image is referenced in multiple repositories")
 	}
 	last := len(going) == len(refs)
-	if at := e.usedBy(img.ID); last && !force && len(at) > 0 {
+	if at := e.usedBy(img.ID); last && !o.Force && len(at) > 0 {
 		return nil, fault.WithHint(conflict(img.ID, "image is being used by mount "+at[0]), "imgfs umount %s", at[0])
 	}
 	items := []engineapi.DeleteItem{}

@@ -188,7 +188,7 @@ func (e *engine) putImage(ref fetch.Reference, img *fetch.Image, keys []id.Layer
 	for _, l := range img.Layers {
 		rec.Layers = append(rec.Layers, imagedb.Layer{DiffID: l.DiffID, Blob: l.Blob, Size: l.Size})
 	}
-	if _, err := e.images.Put(rec); err != nil {
+	if _, err := e.images.Create(rec); err != nil {
 		return false, err
 	}
 	for _, n := range []string{tag, digest} {

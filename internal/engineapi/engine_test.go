@@ -20,9 +20,7 @@ import (
 
 // engine answers with what a test has put into it.
 type engine struct {
-	Indexes // nil, as the next
-	Converter
-	Layers // whose routes have tests with a real engine
+	Engine // nil: what has no method here has tests with a real engine
 
 	images  []ImageSummary
 	inspect *ImageInspect // of every name that an image has; nil: next to nothing
@@ -33,9 +31,9 @@ type engine struct {
 	removed []string // uppers, and those converted
 }
 
-func (e *engine) Images(context.Context) ([]ImageSummary, error) { return e.images, nil }
+func (e *engine) Images(context.Context, ListOptions) ([]ImageSummary, error) { return e.images, nil }
 
-func (e *engine) Inspect(_ context.Context, name string) (ImageInspect, error) {
+func (e *engine) Inspect(_ context.Context, name string, _ InspectOptions) (ImageInspect, error) {
 	for _, i := range e.images {
 		for _, t := range i.RepoTags {
 			if t == name && e.inspect != nil {
@@ -49,8 +47,8 @@ func (e *engine) Inspect(_ context.Context, name string) (ImageInspect, error) {
 	return ImageInspect{}, errors.Join(e.err, fault.New(fault.NotFound, "No such image: %s", name))
 }
 
-func (e *engine) Remove(_ context.Context, name string, force bool) ([]DeleteItem, error) {
-	return []DeleteItem{{Untagged: fmt.Sprint(name, " ", force)}}, e.err
+func (e *engine) Remove(_ context.Context, name string, o RemoveOptions) ([]DeleteItem, error) {
+	return []DeleteItem{{Untagged: fmt.Sprint(name, " ", o.Force)}}, e.err
 }
 
 func (e *engine) Pull(_ context.Context, req PullRequest, report func(Progress)) (PullResult, error) {

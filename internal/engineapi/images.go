@@ -14,12 +14,12 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	all, err := s.engine.Images(r.Context())
+	all, err := s.engine.Images(r.Context(), ListOptions{All: boolParam(r, "all")})
 	if err != nil {
 		return err
 	}
 	list, err := f.apply(all, func(name string) (int64, error) {
-		img, err := s.engine.Inspect(r.Context(), name)
+		img, err := s.engine.Inspect(r.Context(), name, InspectOptions{})
 		if err != nil {
 			return 0, err
 		}

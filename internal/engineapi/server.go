@@ -17,16 +17,6 @@ import (
 	"github.com/imgfs/imgfs/internal/fault"
 )
 
-// Images is what the docker routes need to list, show and remove images.
-type Images interface {
-	// Images returns all images, in any order.
-	Images(ctx context.Context) ([]ImageSummary, error)
-	// Inspect returns the image called name: a reference, an ID or a prefix.
-	Inspect(ctx context.Context, name string) (ImageInspect, error)
-	// Remove removes a name and, with its last, the image.
-	Remove(ctx context.Context, name string, force bool) ([]DeleteItem, error)
-}
-
 // Puller fetches images.
 type Puller interface {
 	// Pull calls report from one goroutine at a time, and not after it has
@@ -85,6 +75,13 @@ type Engine interface {
 	Indexes
 	Converter
 	Layers
+	LayerStore
+	Registries
+	Archives
+	Trees
+	Refs
+	Fsck
+	Events
 	Lifecycle
 }
 
@@ -218,18 +215,26 @@ func (s *server) route(w http.ResponseWriter, r *http.Request, path string) erro
 		return s.upper(w, r, rest)
 	}
 	if name, ok := between(path, "/images/", "/json"); ok && r.Method == http.MethodGet {
-		img, err := s.engine.Inspect(r.Context(), name)
+		img, err := s.engine.Inspect(r.Context(), name, InspectOptions{Platform: r.URL.Query().Get("platform")})
 		if err != nil {
 			return err
 		}
 		return reply(w, asInspected(r, img))
 	}
 	if name, ok := between(path, "/images/", ""); ok && r.Method == http.MethodDelete {
-		items, err := s.engine.Remove(r.Context(), name, boolParam(r, "force"))
+		items, err := s.engine.Remove(r.Context(), name, RemoveOptions{Force: boolParam(r, "force"), NoPrune: boolParam(r, "noprune")})
 		if err != nil {
 			return err
 		}
 		return reply(w, items)
+	}
+	for _, serve := range []func(*server, http.ResponseWriter, *http.Request, string) (bool, error){
+		(*server).nameRoutes, (*server).registryRoutes, (*server).archiveRoutes, (*server).layerRoutes,
+		(*server).treeRoutes, (*server).storeRoutes, (*server).systemRoutes,
+	} {
+		if done, err := serve(s, w, r, path); done || err != nil {
+			return err
+		}
 	}
 	return fault.New(fault.NotFound, "page not found")
 }

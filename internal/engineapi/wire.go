@@ -118,6 +118,7 @@ type Progress struct {
 type PullRequest struct {
 	Reference string // as typed: ubuntu:14.04, name@sha256:…, oci:DIR[:TAG], …
 	Platform  string // os/arch[/variant]; "" is the host's
+	AllTags   bool   // Reference names a repository, of which every tag is pulled
 	Registry  RegistryOptions
 }
 
@@ -264,6 +265,13 @@ type ImageSummary struct {
 	SharedSize  int64             `json:"SharedSize"`
 	Containers  int64             `json:"Containers"`
 	Labels      map[string]string `json:"Labels"`
+
+	Descriptor *Descriptor       `json:"Descriptor,omitempty"` // of what the names point to; asked for only
+	Manifests  []ManifestSummary `json:"Manifests,omitempty"`  // asked for only
+
+	Cached *int64 `json:"Cached,omitempty"` // bytes of its layers' data that are here; asked for only
+	Lazy   *int64 `json:"Lazy,omitempty"`   // and those that are not yet
+	Broken string `json:"Broken,omitempty"` // why its files cannot be used
 }
 
 // ImageInspect is the reply of GET /images/{name}/json.
@@ -285,6 +293,9 @@ type ImageInspect struct {
 	GraphDriver   GraphDriver     `json:"GraphDriver"`
 	RootFS        RootFS          `json:"RootFS"`
 	Metadata      ImageMetadata   `json:"Metadata"`
+
+	Descriptor *Descriptor       `json:"Descriptor,omitempty"` // of what the names point to
+	Manifests  []ManifestSummary `json:"Manifests,omitempty"`  // asked for only
 }
 
 // GraphDriver names imgfs as the driver; Data holds the chain ID and mounts.

@@ -1,0 +1,10 @@
+package main
+
+import "github.com/urfave/cli/v2"
+
+// daemonCommands are the commands of the daemon and of this program.
+func daemonCommands() []*cli.Command {
+	return []*cli.Command{
+		statusCommand(), daemonCommand(), versionCommand(), completionCommand(),
+	}
+}

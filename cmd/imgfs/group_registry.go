@@ -1,0 +1,10 @@
+package main
+
+import "github.com/urfave/cli/v2"
+
+// registryCommands are the commands that talk to registries.
+func registryCommands() []*cli.Command {
+	return []*cli.Command{
+		pullCommand(), indexCommand(), convertCommand(),
+	}
+}
