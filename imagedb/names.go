@@ -263,3 +263,16 @@ func candidates(ids []id.ImageID) string {
 	fmt.Fprintf(&b, " (%d)", len(ids))
 	return b.String()
 }
+
+// TagNew is [Store.Tag] for a name that is not to move: fault.Conflict, with
+// docker's text, if it points elsewhere.
+func (s *Store) TagNew(name string, i id.ImageID) error {
+	ref, err := parse(name)
+	if err != nil {
+		return err
+	}
+	if at, err := s.Lookup(ref.String()); err == nil && at != i {
+		return fault.New(fault.Conflict, "Conflict: Tag %s is already set to image %s, if you want to replace it, please use -f option", reference.FamiliarString(ref), at)
+	}
+	return s.Tag(name, i)
+}

@@ -36,6 +36,12 @@ type Image struct {
 	Digest         id.Blob    `json:"digest,omitempty"`         // of what the name pointed to: manifest or index
 	Platform       string     `json:"platform"`                 // os/architecture[/variant]
 	Layers         []Layer    `json:"layers"`                   // lowest first
+	Parent         id.ImageID `json:"parent,omitempty"`         // the image it was made of here, or ""; see SetParent
+
+	// Of the config, filled by Create: what a listing shows.
+	Created time.Time         `json:"created,omitzero"` // zero: it does not say
+	Labels  map[string]string `json:"labels,omitempty"`
+
 	Put            time.Time  `json:"put"`                      // when it first came; set by Put
 	Tagged         time.Time  `json:"tagged,omitzero"`          // when a name last came to point to it
 	Broken         string     `json:"-"`                        // why its files cannot be used, or ""
@@ -72,6 +78,7 @@ type Store struct {
 	mu       sync.Mutex // guards the rest
 	images   map[id.ImageID]*entry
 	names    map[string]id.ImageID
+	children map[id.ImageID][]id.ImageID // sorted; of those that have some
 	problems []string
 }
 
@@ -93,6 +100,8 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		log:    o.Logger,
 		images: map[id.ImageID]*entry{},
 		names:  map[string]id.ImageID{},
+
+		children: map[id.ImageID][]id.ImageID{},
 	}
 	if err := os.MkdirAll(s.blobs, 0o700); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)

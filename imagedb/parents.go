@@ -1,0 +1,111 @@
+package imagedb
+
+import (
+	"slices"
+
+	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
+)
+
+// SetParent notes that image i was made of parent; "" takes the note away. It
+// has docker's texts: fault.NotFound if one of them is not here,
+// fault.Invalid if i would be its own ancestor.
+func (s *Store) SetParent(i, parent id.ImageID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.images[i]
+	if e == nil {
+		return noSuchImage(string(i))
+	}
+	if parent != "" && s.images[parent] == nil {
+		return fault.New(fault.NotFound, "unknown parent image ID %s", parent)
+	}
+	for p := parent; p != ""; p = s.images[p].Parent {
+		if p == i {
+			return fault.New(fault.Invalid, "image %s cannot be its own ancestor", i.Short())
+		}
+	}
+	if e.Parent == parent {
+		return nil
+	}
+	img := e.Image
+	img.Parent = parent
+	if err := s.commitLocked(map[string][]byte{imageKey + i.Hex(): record(&img)}); err != nil {
+		return err
+	}
+	s.unlinkLocked(e)
+	e.Parent = parent
+	s.linkLocked(e)
+	return nil
+}
+
+// GetParent returns what image i was made of, "" if that is not known.
+// fault.NotFound if there is no such image.
+func (s *Store) GetParent(i id.ImageID) (id.ImageID, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.images[i]
+	if e == nil {
+		return "", noSuchImage(string(i))
+	}
+	return e.Parent, nil
+}
+
+// Children returns the images that were made of i, sorted.
+func (s *Store) Children(i id.ImageID) []id.ImageID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.children[i])
+}
+
+// linkLocked enters e among its parent's children, and unlinkLocked takes it
+// out.
+//
+// Preconditions: s.mu is held.
+func (s *Store) linkLocked(e *entry) {
+	if e.Parent == "" {
+		return
+	}
+	list := s.children[e.Parent]
+	if at, found := slices.BinarySearch(list, e.ID); !found {
+		s.children[e.Parent] = slices.Insert(list, at, e.ID)
+	}
+}
+
+func (s *Store) unlinkLocked(e *entry) {
+	list := s.children[e.Parent]
+	at, found := slices.BinarySearch(list, e.ID)
+	switch {
+	case !found:
+	case len(list) == 1:
+		delete(s.children, e.Parent)
+	default:
+		s.children[e.Parent] = slices.Delete(list, at, at+1)
+	}
+}
+
+// Has reports whether there is such an image, broken or not.
+func (s *Store) Has(i id.ImageID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.images[i] != nil
+}
+
+// Map returns all images, without their bytes.
+func (s *Store) Map() map[id.ImageID]Image { return byID(s.List()) }
+
+// Heads returns the images that no other was made of, without their bytes.
+func (s *Store) Heads() map[id.ImageID]Image {
+	list := s.List()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return byID(slices.DeleteFunc(list, func(i Image) bool { return len(s.children[i.ID]) > 0 }))
+}
+
+func byID(list []Image) map[id.ImageID]Image {
+	m := make(map[id.ImageID]Image, len(list))
+	for _, i := range list {
+		m[i.ID] = i
+	}
+	return m
+}
