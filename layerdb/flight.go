@@ -11,13 +11,16 @@ import (
 
 // Spec says which layer is wanted and where its blob comes from.
 type Spec struct {
-	DiffID id.DiffID // what the uncompressed stream must hash to; "" if unknown (schema 1): then Blob is mandatory
+	DiffID id.DiffID // what the uncompressed stream must hash to; "" if unknown (schema 1)
 	Blob   id.Blob   // what the blob must hash to; "" if unknown (docker-archive)
 	Size   int64     // bytes of the blob; 0 or less if unknown
 	// Open starts the blob, from its first byte. Reads must end when ctx
 	// does. It is called on a goroutine of the store, and once more if the
 	// blob was not the one promised.
 	Open func(ctx context.Context) (io.ReadCloser, error)
+	// Hold is called before a layer is stored whose DiffID was not known, with
+	// the key it gets: the chance to retain it. nil: it is not called.
+	Hold func(k id.LayerKey) error
 }
 
 // Step is how far a layer has come. Status is one of docker's words.
@@ -94,7 +97,8 @@ func newFlight(w want, size int64, cancel context.CancelFunc) *flight {
 // ends with the last. Failure is not remembered. A caller that claims the same
 // diffID for another blob makes its own pass beside the first, and both end
 // when one of them has proven the claim: whose claim is false cannot spoil it
-// for others, nor delay them.
+// for others, nor delay them. A layer of which neither diffID nor blob is known
+// has a pass of its own.
 //
 // Errors are fault.Integrity if blob or content are not what was promised,
 // else what Open, the reader or the disk said. A caller that needs the layer
@@ -103,7 +107,7 @@ func (s *Store) Ensure(ctx context.Context, spec Spec, report func(Step)) (key i
 	if report == nil {
 		report = func(Step) {}
 	}
-	if _, err := id.ParseBlob(string(spec.Blob)); spec.DiffID == "" && err != nil {
+	if _, err := id.ParseBlob(string(spec.Blob)); spec.Blob != "" && err != nil {
 		return "", false, fault.New(fault.Invalid, "layer: %w", err)
 	}
 	if _, err := id.ParseDiffID(string(spec.DiffID)); spec.DiffID != "" && err != nil {
@@ -132,6 +136,9 @@ func (s *Store) stored(w want) (id.LayerKey, bool) {
 	if w.diff != "" {
 		return s.Proven(w.diff)
 	}
+	if w.blob == "" {
+		return "", false
+	}
 	k := s.ByBlob(w.blob)
 	return k, k != "" && s.Has(k)
 }
@@ -157,14 +164,16 @@ func (s *Store) join(spec Spec) (*flight, error) {
 	if s.closed {
 		return nil, fault.New(fault.Unavailable, "layer store is closed")
 	}
-	if f := s.flights[w]; f != nil {
+	if f := s.flights[w]; f != nil && w != (want{}) {
 		f.waiters++
 		return f, nil
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	f := newFlight(w, spec.Size, cancel)
 	f.waiters = 1
-	s.flights[w] = f
+	if w != (want{}) {
+		s.flights[w] = f
+	}
 	s.wg.Go(func() {
 		defer cancel()
 		err := s.guard("layer", func() (err error) {

@@ -28,6 +28,7 @@ type Report struct {
 type ledger struct {
 	mu   sync.Mutex
 	held map[string][]id.LayerKey // by owner
+	refs int                      // made since Open; see Ref
 }
 
 // countLocked returns the number of owners of each layer.

@@ -474,8 +474,11 @@ func (w *walk) close() { w.data.f.Close() }
 // layerError names the layer in front of what befell it.
 func (s *Store) layerError(d id.DiffID, b id.Blob, err error) error {
 	name := d.Short()
-	if b != "" {
+	switch {
+	case b != "":
 		name = b.Short()
+	case d == "":
+		return fmt.Errorf("layer: %w", s.diskError(err))
 	}
 	return fmt.Errorf("layer %s: %w", name, s.diskError(err))
 }

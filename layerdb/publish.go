@@ -103,6 +103,11 @@ func (s *Store) passTo(ctx context.Context, spec Spec, old *LayerInfo, f *flight
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
+	if spec.DiffID == "" && spec.Hold != nil {
+		if err := spec.Hold(info.Key); err != nil {
+			return "", err
+		}
+	}
 	return info.Key, s.publish(dir, info)
 }
 

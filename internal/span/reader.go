@@ -3,6 +3,7 @@ package span
 import (
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"errors"
 	"fmt"
 	"io"
@@ -69,6 +70,10 @@ func (r *Reader) WriteTo(w io.Writer) (n int64, err error) {
 		n, err = passGzip(r.src, w, &r.rec)
 	case Zstd:
 		n, err = passZstd(r.src, w, &r.rec)
+	case Bzip2:
+		n, err = passUnindexed(bzip2.NewReader(r.src), w, &r.rec)
+	case Xz:
+		n, err = passXz(r.src, w, &r.rec)
 	default:
 		n, err = passPlain(r.src, w, &r.rec)
 	}
@@ -111,19 +116,26 @@ func detect(head []byte) (Codec, error) {
 	case len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
 		return Zstd, nil // a skippable frame
 	}
+	// A tar begins with a name, which could be "BZh": it is told by the magic
+	// of its header, which no compressed stream has there.
+	if isTar(head) {
+		return Plain, nil
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte("BZh")):
+		return Bzip2, nil
+	case bytes.HasPrefix(head, []byte(xzMagic)):
+		return Xz, nil
+	}
 	for _, no := range []struct {
 		name  string
 		magic []byte
 	}{
-		{"bzip2", []byte("BZh")},
-		{"xz", []byte("\xfd7zXZ\x00")},
 		{"lz4", []byte{0x04, 0x22, 0x4d, 0x18}},
 		{"zip", []byte("PK\x03\x04")},
 	} {
-		// A tar begins with a name, which could be "BZh": it is told by the
-		// magic of its header, which no compressed stream has there.
-		if bytes.HasPrefix(head, no.magic) && !isTar(head) {
-			return 0, fault.New(fault.Invalid, "%s compression is not supported (gzip, zstd and none are)", no.name)
+		if bytes.HasPrefix(head, no.magic) {
+			return 0, fault.New(fault.Invalid, "%s compression is not supported (gzip, zstd, bzip2, xz and none are)", no.name)
 		}
 	}
 	return Plain, nil

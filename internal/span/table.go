@@ -15,6 +15,9 @@ const (
 	Plain Codec = iota
 	Gzip
 	Zstd
+	// Of the following there are no tables: a blob is read from its start.
+	Bzip2
+	Xz
 )
 
 // String returns the codec's name.
@@ -26,6 +29,10 @@ func (c Codec) String() string {
 		return "gzip"
 	case Zstd:
 		return "zstd"
+	case Bzip2:
+		return "bzip2"
+	case Xz:
+		return "xz"
 	}
 	return fmt.Sprintf("codec %d", uint8(c))
 }
