@@ -22,6 +22,7 @@ import (
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/metadb"
+	"github.com/imgfs/imgfs/internal/pool"
 	"github.com/imgfs/imgfs/layerdb"
 	"github.com/imgfs/imgfs/union"
 )
@@ -44,6 +45,8 @@ type engine struct {
 	stop    chan struct{} // closed by Shutdown
 	gone    chan struct{} // closed when the store is unlocked
 	tidy    *time.Timer   // returns memory some time after the last pull
+
+	transfers *pool.Pool[engineapi.Progress] // pulls and pushes, by name
 
 	calls sync.WaitGroup // mounts being made
 	wg    sync.WaitGroup // the goroutine of each mount
@@ -80,6 +83,8 @@ func openEngine(p Paths, cacheLimit int64, act *activity, log *slog.Logger) (*en
 		mounts:  map[string]*mount{},
 		targets: map[place]string{},
 		uppers:  map[string]usedUpper{},
+
+		transfers: pool.New(func(p engineapi.Progress) string { return p.ID }),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.tidy = time.AfterFunc(tidyAfter, debug.FreeOSMemory)
@@ -130,6 +135,7 @@ func (e *engine) close(keep bool) error {
 	e.leaving = true
 	e.kept = keep
 	e.mu.Unlock()
+	e.transfers.Close()
 	e.calls.Wait()
 	e.mu.Lock()
 	var live []*mount

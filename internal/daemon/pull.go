@@ -2,12 +2,14 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/pool"
 )
 
 // Owners of layers, see the package documentation.
@@ -57,9 +59,32 @@ func advise(err error) error {
 	return err
 }
 
-// pull brings an image in, with all bytes of its layers if whole is set. Nothing
-// of it is visible before all that was asked for is there.
-func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.PullRequest, whole bool, report func(engineapi.Progress)) (res engineapi.PullResult, err error) {
+// pull brings an image in, with all bytes of its layers if whole is set. Who
+// asks for the same while it goes on gets the same: see package pool.
+func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.PullRequest, whole bool, report func(engineapi.Progress)) (engineapi.PullResult, error) {
+	req.Reference = ref.String()
+	call := pool.Call{Kind: pool.Pull, Name: ref.Familiar(), Variant: pullVariant{req, whole}}
+	joined := func() {
+		report(engineapi.Progress{Status: fmt.Sprintf("Repository %s already being pulled by another client. Waiting.", ref.Familiar())})
+	}
+	return pool.Do(ctx, e.transfers, call, func(ctx context.Context, report func(engineapi.Progress)) (engineapi.PullResult, error) {
+		res, err := e.pullNow(ctx, ref, req, whole, report)
+		if err == nil {
+			e.event("image", "pull", ref.Familiar(), "name", ref.FamiliarName())
+		}
+		return res, err
+	}, report, joined)
+}
+
+// pullVariant is how an image is pulled: with whose credentials, for example.
+type pullVariant struct {
+	req   engineapi.PullRequest
+	whole bool
+}
+
+// pullNow is pull, for all who ask. Nothing of the image is visible before all
+// that was asked for is there.
+func (e *engine) pullNow(ctx context.Context, ref fetch.Reference, req engineapi.PullRequest, whole bool, report func(engineapi.Progress)) (res engineapi.PullResult, err error) {
 	if err := e.beginPull(); err != nil {
 		return engineapi.PullResult{}, err
 	}
