@@ -113,6 +113,9 @@ func (s *Store) Evict(ctx context.Context, k id.LayerKey) (freed int64, err erro
 	if err != nil {
 		return freed, fmt.Errorf("layer %s: %w", k.Short(), err)
 	}
+	if s.opts.Evicted != nil {
+		s.opts.Evicted(k, freed)
+	}
 	return freed, nil
 }
 

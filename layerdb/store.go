@@ -63,6 +63,9 @@ type Options struct {
 	// Bad is called, without a lock, when a layer is found not to be what its
 	// index or its image says; nil: not.
 	Bad func(l LayerInfo, why error)
+	// Evicted is called, without a lock, when the bytes of a layer were
+	// evicted, with how many that gave back on disk; nil: not.
+	Evicted func(k id.LayerKey, freed int64)
 }
 
 // Store is a directory of layers and chains. Its methods may be called by
