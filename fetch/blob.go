@@ -51,7 +51,12 @@ const (
 func (c *Client) Blob(ref Reference, l Layer) *Blob {
 	b := &Blob{c: c, ref: ref, layer: l}
 	if ref.Local() {
-		b.local = func() (io.ReadCloser, error) { return openLocalBlob(ref, l) }
+		b.local = func() (io.ReadCloser, error) {
+			if err := c.mayRead(ref); err != nil {
+				return nil, err
+			}
+			return openLocalBlob(ref, l)
+		}
 	}
 	return b
 }

@@ -42,6 +42,11 @@ type Options struct {
 	Proxy func(*http.Request) (*url.URL, error)
 	// Dial opens connections; nil = net.Dialer with DialTimeout.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	// NoHostFiles has no credentials of this host used, be they in auth files,
+	// credential programs or a hosts.toml, and no image in its files: for
+	// requests of somebody else. Where registries are stays known.
+	NoHostFiles bool
 }
 
 func (o Options) withDefaults() Options {
@@ -104,6 +109,14 @@ func (c *Client) Close() {
 	}
 }
 
+// mayRead refuses an image in files where no files are to be read.
+func (c *Client) mayRead(ref Reference) error {
+	if c.opts.NoHostFiles {
+		return fault.New(fault.Denied, "%s: images in files of the daemon's host are for its own user alone", ref.source)
+	}
+	return nil
+}
+
 // Head returns the digest of what ref names now: for a tag one HEAD request,
 // for a digest none.
 func (c *Client) Head(ctx context.Context, ref Reference) (id.Blob, error) {
@@ -111,6 +124,9 @@ func (c *Client) Head(ctx context.Context, ref Reference) (id.Blob, error) {
 	case ref.digest != "":
 		return ref.digest, nil
 	case ref.Local():
+		if err := c.mayRead(ref); err != nil {
+			return "", err
+		}
 		return headLocal(ctx, ref)
 	case ref.source == "":
 		return "", fault.New(fault.Invalid, "invalid reference format")

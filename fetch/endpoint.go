@@ -80,6 +80,9 @@ func (c *Client) endpoints(domain string) ([]*endpoint, error) {
 // Preconditions: c.mu is held.
 func (c *Client) newEndpointLocked(cfg hostConfig, domain string, own bool) *endpoint {
 	insecure := own && c.opts.Insecure
+	if c.opts.NoHostFiles {
+		cfg.certs, cfg.header = nil, nil
+	}
 	e := &endpoint{c: c, scheme: cfg.scheme, host: cfg.host, path: cfg.path, header: cfg.header,
 		pull: cfg.pull, resolve: cfg.resolve, referrers: cfg.referrers || own, state: c.hostLocked(cfg.host)}
 	if cfg.host != domain && !(domain == "docker.io" && cfg.host == hubHost) {
@@ -100,6 +103,9 @@ func (c *Client) newEndpointLocked(cfg hostConfig, domain string, own bool) *end
 			got := userCredentials(o.Username, o.Password)
 			got.identity = firstOf(o.IdentityToken, got.identity)
 			return got, nil
+		}
+		if c.opts.NoHostFiles {
+			return credentials{}, nil
 		}
 		return c.opts.Auth.lookup(ctx, c.opts.Logger, e.host, repository)
 	})

@@ -132,6 +132,9 @@ func (c *Client) Resolve(ctx context.Context, ref Reference, p Platform) (*Image
 func (c *Client) ResolveManifest(ctx context.Context, ref Reference, p Platform) (*Manifest, error) {
 	switch {
 	case ref.Local():
+		if err := c.mayRead(ref); err != nil {
+			return nil, err
+		}
 		img, err := resolveLocal(ctx, ref, p)
 		if err != nil {
 			return nil, err
