@@ -252,12 +252,33 @@ func (s *Store) spoil(l *layer, why error) {
 
 // Layers lists what is stored, damaged layers included, by key.
 func (s *Store) Layers() ([]LayerInfo, error) {
+	return s.list(func(id.LayerKey) bool { return true })
+}
+
+// Stat returns what Layers tells of one layer, damaged or not; fault.NotFound
+// if it is not stored.
+func (s *Store) Stat(k id.LayerKey) (LayerInfo, error) {
+	list, err := s.list(func(i id.LayerKey) bool { return i == k })
+	if err == nil && len(list) == 0 {
+		err = fault.New(fault.NotFound, "%w: %s", errAbsent, k)
+	}
+	if err != nil {
+		return LayerInfo{}, err
+	}
+	return list[0], nil
+}
+
+// list is Layers for those that are wanted.
+func (s *Store) list(wanted func(id.LayerKey) bool) ([]LayerInfo, error) {
 	s.owned.mu.Lock()
 	owners, pins := s.owned.countLocked(), s.owned.pinnedLocked()
 	s.owned.mu.Unlock()
 	s.mu.Lock()
-	list := make([]LayerInfo, 0, len(s.layers))
+	var list []LayerInfo
 	for k, l := range s.layers {
+		if !wanted(k) {
+			continue
+		}
 		i := l.info
 		i.Owners, i.Pinned = owners[k], pins[k]
 		i.Present, i.LastUse, i.InUse = l.present(), l.used, l.users > 0

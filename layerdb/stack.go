@@ -159,6 +159,22 @@ func (s *Store) Stack(chain id.ChainKey) []id.LayerKey {
 	return slices.Clone(s.owned.stackLocked(chain))
 }
 
+// Stacks returns all stacks that somebody holds, and the lower parts of these,
+// with the layer that each ends with.
+func (s *Store) Stacks() map[id.ChainKey]id.LayerKey {
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
+	m := map[id.ChainKey]id.LayerKey{}
+	for _, layers := range s.owned.held {
+		var c id.ChainKey
+		for _, k := range layers {
+			c = c.Append(k)
+			m[c] = k
+		}
+	}
+	return m
+}
+
 // BlobsOf returns the blobs that were seen to inflate to a stream of this
 // diffID, sorted; nil if there is none.
 func (s *Store) BlobsOf(d id.DiffID) []id.Blob {
