@@ -27,7 +27,9 @@ import (
 const (
 	nonblock   = syscall.O_NONBLOCK // opening a FIFO must not wait
 	maxEntries = 1 << 17            // files in an archive
+	maxNames   = 32 << 20           // bytes of their names
 	maxLinks   = 8                  // links from name to name within it
+	maxSaved   = 16 << 20           // bytes of a list of images
 )
 
 // archive is a tar file read in place: an index of where its files' bytes
@@ -37,12 +39,15 @@ type archive struct {
 	io.Closer
 	r       *io.SectionReader
 	entries map[string]entry
+	headers int // read
+	names   int // bytes of the names in them
 }
 
 // entry is a file of an archive, or a link to another name in it.
 type entry struct {
 	off, size int64
 	link      string // "" = a file
+	taken     bool   // its bytes are not in r (see ReadArchive)
 }
 
 func openTar(name string) (files, error) {
@@ -79,10 +84,10 @@ func (a *archive) scan() error {
 	}
 	if c := compression(magic[:n]); c != "" {
 		return fault.WithHint(fault.New(fault.Invalid, "the archive is compressed (%s)", c),
-			"archives are read in place: unpack it to a plain tar file first")
+			"archives are read in place: unpack it to a plain tar file first, or load all of it: imgfs load -i FILE")
 	}
 	tr := tar.NewReader(a.r)
-	for n := 0; ; n++ {
+	for {
 		h, err := tr.Next()
 		if err == io.EOF {
 			return nil
@@ -90,31 +95,53 @@ func (a *archive) scan() error {
 		if err != nil {
 			return fault.New(fault.Invalid, "not a tar file: %w", err)
 		}
-		if n == maxEntries {
-			return fault.New(fault.Integrity, "more than %d files", maxEntries)
+		name, file, err := a.note(h)
+		if err != nil {
+			return err
+		}
+		if !file {
+			continue
 		}
 		off, err := a.r.Seek(0, io.SeekCurrent)
 		if err != nil {
 			return err
 		}
-		name := cleanName(h.Name)
-		switch h.Typeflag {
-		case tar.TypeReg:
-			if sparse(h) {
-				return fault.New(fault.Invalid, "%q: sparse files in archives are not supported", name)
-			}
-			if h.Size < 0 || h.Size > a.r.Size()-off {
-				return fault.New(fault.Integrity, "%q: truncated", name)
-			}
-			a.entries[name] = entry{off: off, size: h.Size}
-		case tar.TypeSymlink:
-			a.entries[name] = entry{link: cleanName(path.Join(path.Dir(name), h.Linkname))}
-		case tar.TypeLink:
-			a.entries[name] = entry{link: cleanName(h.Linkname)}
-		default:
-			delete(a.entries, name)
+		if h.Size > a.r.Size()-off {
+			return fault.New(fault.Integrity, "%q: truncated", name)
 		}
+		a.entries[name] = entry{off: off, size: h.Size}
 	}
+}
+
+// note takes down what a header says, unless it is that of a file with bytes,
+// which is the caller's to enter under name.
+func (a *archive) note(h *tar.Header) (name string, file bool, err error) {
+	a.headers++
+	a.names += len(h.Name) + len(h.Linkname)
+	switch {
+	case a.headers > maxEntries:
+		return "", false, fault.New(fault.Integrity, "more than %d files", maxEntries)
+	case a.names > maxNames:
+		return "", false, fault.New(fault.Integrity, "names of more than %d bytes", maxNames)
+	}
+	name = cleanName(h.Name)
+	switch h.Typeflag {
+	case tar.TypeReg:
+		if sparse(h) {
+			return "", false, fault.New(fault.Invalid, "%q: sparse files in archives are not supported", name)
+		}
+		if h.Size < 0 {
+			return "", false, fault.New(fault.Integrity, "%q: truncated", name)
+		}
+		return name, true, nil
+	case tar.TypeSymlink:
+		a.entries[name] = entry{link: cleanName(path.Join(path.Dir(name), h.Linkname))}
+	case tar.TypeLink:
+		a.entries[name] = entry{link: cleanName(h.Linkname)}
+	default:
+		delete(a.entries, name)
+	}
+	return name, false, nil
 }
 
 func sparse(h *tar.Header) bool {
@@ -129,27 +156,31 @@ func sparse(h *tar.Header) bool {
 // cleanName brings names to one form: no leading slash, no "..".
 func cleanName(s string) string { return strings.TrimPrefix(path.Clean("/"+s), "/") }
 
-func (a *archive) find(name string) (entry, error) {
+// find returns the file that name stands for, and its own name.
+func (a *archive) find(name string) (entry, string, error) {
 	name = cleanName(name)
 	for range maxLinks {
 		e, ok := a.entries[name]
 		if !ok {
-			return entry{}, fs.ErrNotExist
+			return entry{}, "", fs.ErrNotExist
 		}
 		if e.link == "" {
-			return e, nil
+			return e, name, nil
 		}
 		name = e.link
 	}
-	return entry{}, fault.New(fault.Integrity, "%q: too many links", name)
+	return entry{}, "", fault.New(fault.Integrity, "%q: too many links", name)
 }
 
 // open reads through the archive's own descriptor; closing what it returns
 // does not close that.
 func (a *archive) open(name string) (io.ReadCloser, int64, error) {
-	e, err := a.find(name)
+	e, name, err := a.find(name)
 	if err != nil {
 		return nil, 0, err
+	}
+	if e.taken {
+		return nil, 0, fault.New(fault.Integrity, "%q: is a layer", name)
 	}
 	return section{io.NewSectionReader(a.r, e.off, e.size)}, e.size, nil
 }
@@ -180,6 +211,7 @@ type savedImage struct {
 	Config   string
 	RepoTags []string
 	Layers   []string
+	Parent   string // ID of an image, "" if there is none
 }
 
 var hexName = regexp.MustCompile(`(?:^|/)([0-9a-f]{64})(?:\.json)?$`)
@@ -191,25 +223,9 @@ func resolveDockerArchive(ctx context.Context, f files, ref Reference) (*Image, 
 	if err != nil {
 		return nil, err
 	}
-	conf, err := readFile(f, saved.Config, maxConfig)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.Integrity, "image config %q is not in the archive", saved.Config)
-	}
+	conf, c, err := saved.config(f)
 	if err != nil {
 		return nil, err
-	}
-	if m := hexName.FindStringSubmatch(saved.Config); m != nil && m[1] != id.BlobOf(conf).Hex() {
-		return nil, fault.New(fault.Integrity, "image config verification failed for digest sha256:%s", m[1])
-	}
-	if n := len(saved.Layers); n > maxLayers {
-		return nil, fault.New(fault.Integrity, "manifest.json: %d layers, more than %d", n, maxLayers)
-	}
-	var c config
-	if err := json.Unmarshal(conf, &c); err != nil {
-		return nil, fault.New(fault.Integrity, "image config: %w", err)
-	}
-	if c.RootFS == nil || len(c.RootFS.DiffIDs) != len(saved.Layers) {
-		return nil, fault.New(fault.Integrity, "layers from manifest don't match image configuration")
 	}
 	m := &v1.Manifest{SchemaVersion: 2, MediaType: types.DockerManifestSchema2,
 		Config: v1.Descriptor{MediaType: types.DockerConfigJSON, Size: int64(len(conf)), Digest: hashOf(id.BlobOf(conf))},
@@ -240,19 +256,40 @@ func resolveDockerArchive(ctx context.Context, f files, ref Reference) (*Image, 
 	return img, nil
 }
 
+// config reads the image's config.
+func (s *savedImage) config(f files) ([]byte, config, error) {
+	var c config
+	conf, err := readFile(f, s.Config, maxConfig)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, c, fault.New(fault.Integrity, "image config %q is not in the archive", s.Config)
+	}
+	if err != nil {
+		return nil, c, err
+	}
+	if m := hexName.FindStringSubmatch(s.Config); m != nil && m[1] != id.BlobOf(conf).Hex() {
+		return nil, c, fault.New(fault.Integrity, "image config verification failed for digest sha256:%s", m[1])
+	}
+	if n := len(s.Layers); n > maxLayers {
+		return nil, c, fault.New(fault.Integrity, "manifest.json: %d layers, more than %d", n, maxLayers)
+	}
+	if err := json.Unmarshal(conf, &c); err != nil {
+		return nil, c, fault.New(fault.Integrity, "image config: %w", err)
+	}
+	if c.RootFS == nil || len(c.RootFS.DiffIDs) != len(s.Layers) {
+		return nil, c, fault.New(fault.Integrity, "layers from manifest don't match image configuration")
+	}
+	return conf, c, nil
+}
+
 // chooseSaved returns the image with the tag, or the only one.
 func chooseSaved(f files, tag string) (savedImage, error) {
-	raw, err := readFile(f, "manifest.json", maxManifest)
+	all, err := savedImages(f)
 	if errors.Is(err, fs.ErrNotExist) {
 		return savedImage{}, fault.WithHint(fault.New(fault.Invalid, "not a docker archive: no manifest.json"),
 			"for an OCI image layout in a tar file, use oci-archive:FILE")
 	}
 	if err != nil {
 		return savedImage{}, err
-	}
-	var all []savedImage
-	if err := json.Unmarshal(raw, &all); err != nil {
-		return savedImage{}, fault.New(fault.Integrity, "manifest.json: %w", err)
 	}
 	var tags []string
 	for _, s := range all {
@@ -280,6 +317,19 @@ func chooseSaved(f files, tag string) (savedImage, error) {
 		}
 	}
 	return savedImage{}, fault.WithHint(fault.New(fault.NotFound, "tag %s not found", tag), "%s", there)
+}
+
+// savedImages reads manifest.json; fs.ErrNotExist if there is none.
+func savedImages(f files) ([]savedImage, error) {
+	raw, err := readFile(f, "manifest.json", maxSaved)
+	if err != nil {
+		return nil, err
+	}
+	var all []savedImage
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, fault.New(fault.Integrity, "manifest.json: %w", err)
+	}
+	return all, nil
 }
 
 // savedLayer describes a layer of a docker archive. Plain tar is its own

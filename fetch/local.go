@@ -118,12 +118,28 @@ func readBlob(f files, d v1.Descriptor, limit int64) ([]byte, error) {
 	return body, err
 }
 
+// layoutIndex reads a layout's index.json; fs.ErrNotExist if there is none.
+func layoutIndex(f files) (*v1.IndexManifest, error) {
+	body, err := readFile(f, "index.json", maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parseManifest(body, "")
+	if err != nil {
+		return nil, fmt.Errorf("index.json: %w", err)
+	}
+	if doc.index == nil {
+		return nil, fault.New(fault.Integrity, "index.json: not an index")
+	}
+	return doc.index, nil
+}
+
 const refName = "org.opencontainers.image.ref.name"
 
 // layoutEntry finds what ref names in a layout's index.json. Without a tag
 // there must be one image, maybe for several platforms.
 func layoutEntry(f files, ref Reference, p Platform) (v1.Descriptor, error) {
-	body, err := readFile(f, "index.json", maxManifest)
+	x, err := layoutIndex(f)
 	if errors.Is(err, fs.ErrNotExist) {
 		return v1.Descriptor{}, fault.WithHint(fault.New(fault.Invalid, "not an OCI image layout: no index.json"),
 			"for what docker save writes, use docker-archive:FILE")
@@ -131,16 +147,9 @@ func layoutEntry(f files, ref Reference, p Platform) (v1.Descriptor, error) {
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	doc, err := parseManifest(body, "")
-	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("index.json: %w", err)
-	}
-	if doc.index == nil {
-		return v1.Descriptor{}, fault.New(fault.Integrity, "index.json: not an index")
-	}
 	var tags []string
 	var match []v1.Descriptor
-	for _, d := range doc.index.Manifests {
+	for _, d := range x.Manifests {
 		tag, tagged := d.Annotations[refName]
 		if tagged && !slices.Contains(tags, tag) {
 			tags = append(tags, tag)
@@ -171,6 +180,19 @@ func resolveLayout(f files, ref Reference, p Platform) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	img, err := layoutImage(f, d, p)
+	if err != nil {
+		return nil, err
+	}
+	img.Reference = ref
+	img.blobs = newBlobs(img.Layers, func(l Layer) *Blob {
+		return &Blob{ref: ref, layer: l, local: func() (io.ReadCloser, error) { return openLocalLayer(ref, l, blobName(l.Blob)) }}
+	})
+	return img, nil
+}
+
+// layoutImage returns the image that d means for platform p, without its blobs.
+func layoutImage(f files, d v1.Descriptor, p Platform) (*Image, error) {
 	get := func(d v1.Descriptor) (*response, error) {
 		body, err := readBlob(f, d, maxManifest)
 		return &response{body: body, contentType: string(d.MediaType), digest: id.BlobOf(body)}, err
@@ -179,7 +201,7 @@ func resolveLayout(f files, ref Reference, p Platform) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Reference: ref, Digest: got.digest}
+	img := &Image{Digest: got.digest}
 	doc, err := img.descend(got, p, get)
 	if err != nil {
 		return nil, err
@@ -192,13 +214,7 @@ func resolveLayout(f files, ref Reference, p Platform) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
 	}
-	if err := describe(img, m, conf); err != nil {
-		return nil, err
-	}
-	img.blobs = newBlobs(img.Layers, func(l Layer) *Blob {
-		return &Blob{ref: ref, layer: l, local: func() (io.ReadCloser, error) { return openLocalLayer(ref, l, blobName(l.Blob)) }}
-	})
-	return img, nil
+	return img, describe(img, m, conf)
 }
 
 // openLocalBlob opens a layer of a local source by its digest alone.
