@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,10 +42,12 @@ type authorizer struct {
 type grant struct {
 	header string
 	until  time.Time // zero = until refused
+	scopes []string  // that the token was asked for with
 }
 
 const (
 	defaultLife = 60 * time.Second // of a token that does not say, by the spec
+	maxScopes   = 8                // of one token
 )
 
 func newAuthorizer(host string, insecure bool, client *http.Client, timeout time.Duration, lookup func(context.Context, string) (credentials, error)) *authorizer {
@@ -88,7 +91,8 @@ func (a *authorizer) refused(ctx context.Context, resp *http.Response, repositor
 }
 
 // renew makes a new grant, unless another request made one since sent was
-// sent.
+// sent that does for ch as well: pushes want tokens for several repositories,
+// those that blobs are mounted from.
 func (a *authorizer) renew(ctx context.Context, repository, sent string, ch challenge) (string, error) {
 	select {
 	case a.busy <- struct{}{}:
@@ -99,8 +103,12 @@ func (a *authorizer) renew(ctx context.Context, repository, sent string, ch chal
 	a.mu.Lock()
 	g := a.grants[repository]
 	a.mu.Unlock()
-	if g.header != sent && g.header != "" {
+	scopes := scopesOf(repository, ch)
+	if g.header != sent && g.header != "" && covers(g.scopes, scopes) {
 		return g.header, nil
+	}
+	if all := slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(g.scopes), scopes...)))); len(all) <= maxScopes {
+		scopes = all
 	}
 	// Others wait for the outcome: this must end.
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
@@ -109,7 +117,7 @@ func (a *authorizer) renew(ctx context.Context, repository, sent string, ch chal
 	if err != nil {
 		return "", err
 	}
-	g, err = a.grant(ctx, repository, c, ch)
+	g, err = a.grant(ctx, scopes, c, ch)
 	if err != nil {
 		return "", err
 	}
@@ -119,7 +127,7 @@ func (a *authorizer) renew(ctx context.Context, repository, sent string, ch chal
 	return g.header, nil
 }
 
-func (a *authorizer) grant(ctx context.Context, repository string, c credentials, ch challenge) (grant, error) {
+func (a *authorizer) grant(ctx context.Context, scopes []string, c credentials, ch challenge) (grant, error) {
 	switch {
 	case c.bearer != "":
 		return grant{header: "Bearer " + c.bearer}, nil
@@ -128,21 +136,56 @@ func (a *authorizer) grant(ctx context.Context, repository string, c credentials
 	case ch.scheme == "basic":
 		return grant{header: basic(c)}, nil
 	}
-	token, life, err := a.exchange(ctx, repository, c, ch)
+	token, life, err := a.exchange(ctx, scopes, c, ch)
 	if err != nil {
 		return grant{}, err
 	}
-	return grant{header: "Bearer " + token, until: time.Now().Add(life * 2 / 3)}, nil
+	return grant{header: "Bearer " + token, until: time.Now().Add(life * 2 / 3), scopes: scopes}, nil
 }
 
 func basic(c credentials) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.username+":"+c.password))
 }
 
-// exchange asks the token server named by ch for a token to pull repository.
+// scopesOf returns what a token is to be good for: what the challenge says, or
+// to pull repository, "" being the registry itself.
+func scopesOf(repository string, ch challenge) []string {
+	list := strings.Fields(ch.params["scope"])
+	if len(list) == 0 && ch.scheme == "bearer" && repository != "" {
+		list = []string{"repository:" + repository + ":pull"}
+	}
+	return list
+}
+
+// covers reports whether a token with the scopes have does for all of want.
+func covers(have, want []string) bool {
+	for _, w := range want {
+		what, actions, _ := cutLast(w, ":")
+		if !slices.ContainsFunc(have, func(h string) bool {
+			of, may, _ := cutLast(h, ":")
+			return of == what && !slices.ContainsFunc(strings.Split(actions, ","), func(a string) bool {
+				return !slices.Contains(strings.Split(may, ","), a)
+			})
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// cutLast is strings.Cut at the last sep.
+func cutLast(s, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+// exchange asks the token server named by ch for a token with these scopes.
 // An identity token goes by POST as OAuth2 wants it, and by GET where the
 // server does not know that.
-func (a *authorizer) exchange(ctx context.Context, repository string, c credentials, ch challenge) (string, time.Duration, error) {
+func (a *authorizer) exchange(ctx context.Context, scopes []string, c credentials, ch challenge) (string, time.Duration, error) {
 	realm, err := a.realm(ch.params["realm"])
 	if err != nil {
 		return "", 0, err
@@ -154,7 +197,6 @@ func (a *authorizer) exchange(ctx context.Context, repository string, c credenti
 		return "", 0, fault.New(fault.Network, "registry %s: its token server's URL is malformed", a.host)
 	}
 	pr := &transport.Challenge{Scheme: "bearer", Parameters: ch.params, Insecure: realm.Scheme == "http"}
-	scopes := strings.Fields(firstOf(ch.params["scope"], "repository:"+repository+":pull"))
 	auth := authn.AuthConfig{Username: c.username, Password: c.password, IdentityToken: c.identity}
 	if c.identity != "" {
 		auth.Username, auth.Password = identityUser, c.identity

@@ -26,29 +26,40 @@ func (c *Client) pushTo(ref Reference) (*endpoint, error) {
 	return all[len(all)-1], nil
 }
 
+// Stored says how a blob came to be in a repository.
+type Stored int
+
+// The ways.
+const (
+	Uploaded Stored = iota // all of it was sent
+	Existed                // it was there
+	Mounted                // the registry took it from another repository
+)
+
 // PushBlob stores a blob in ref's repository, unless it is there. open returns
 // its bytes from the start and may be asked again; what is behind size bytes
 // is not read. mountFrom names a repository of the same registry that has the
 // blob, "" for none. An upload that breaks is begun anew: the registries that
-// most people run forget what they got of it.
-func (c *Client) PushBlob(ctx context.Context, ref Reference, digest id.Blob, size int64, open func() (io.ReadCloser, error), mountFrom string) error {
+// most people run forget what they got of it. Errors of open come back as they
+// are.
+func (c *Client) PushBlob(ctx context.Context, ref Reference, digest id.Blob, size int64, open func() (io.ReadCloser, error), mountFrom string) (Stored, error) {
 	e, err := c.pushTo(ref)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	u := &upload{e: e, repository: ref.path, digest: digest, size: size, open: open, mountFrom: mountFrom}
 	for try := 0; ; try++ {
-		err := u.run(ctx)
+		how, err := u.run(ctx)
 		if err == nil || ctx.Err() != nil {
-			return err
+			return how, err
 		}
 		// Registries also forget uploads for reasons of their own.
 		forgotten := try == 0 && statusOf(err) == http.StatusNotFound
 		if !forgotten && !transient(err) || try >= max(0, c.opts.MaxRetry) {
-			return explainPush(err, ref, e.host)
+			return 0, explainPush(err, ref, e.host)
 		}
 		if err := c.backoff(ctx, try); err != nil {
-			return err
+			return 0, err
 		}
 	}
 }
@@ -64,9 +75,9 @@ type upload struct {
 }
 
 // run makes one attempt: nothing, if the blob is there; a mount; or all of it.
-func (u *upload) run(ctx context.Context) error {
+func (u *upload) run(ctx context.Context) (Stored, error) {
 	if there, err := u.there(ctx); there || err != nil {
-		return err
+		return Existed, err
 	}
 	r := request{method: http.MethodPost, repository: u.repository, what: "blobs/uploads/"}
 	if u.mountFrom != "" {
@@ -74,24 +85,24 @@ func (u *upload) run(ctx context.Context) error {
 	}
 	resp, err := u.e.do(ctx, r)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	consume(resp, u.e.c.opts.Stall)
 	if resp.StatusCode == http.StatusCreated {
-		return nil
+		return Mounted, nil
 	}
 	place, err := resp.Request.URL.Parse(resp.Header.Get("Location"))
 	if err != nil || resp.Header.Get("Location") == "" {
-		return fault.New(fault.Network, "registry %s: does not say where to upload to", u.e.host)
+		return 0, fault.New(fault.Network, "registry %s: does not say where to upload to", u.e.host)
 	}
 	if place.Host != resp.Request.URL.Host && resp.Request.URL.Scheme == "https" && place.Scheme != "https" {
-		return errDowngrade
+		return 0, errDowngrade
 	}
 	if place.RawQuery != "" {
 		place.RawQuery += "&"
 	}
 	place.RawQuery += "digest=" + url.QueryEscape(string(u.digest))
-	return u.put(ctx, place)
+	return Uploaded, u.put(ctx, place)
 }
 
 func (u *upload) there(ctx context.Context) (bool, error) {

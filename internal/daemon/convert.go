@@ -269,7 +269,7 @@ func (c *conversion) layer(ctx context.Context, i int) (converted, error) {
 // push pushes the blob of layer i.
 func (c *conversion) push(ctx context.Context, i int, d descriptor, open func() (io.ReadCloser, error), from string) error {
 	c.show(i, "Pushing", 0, d.Size)
-	if err := c.client.PushBlob(ctx, c.at, d.Digest, d.Size, open, from); err != nil {
+	if _, err := c.client.PushBlob(ctx, c.at, d.Digest, d.Size, open, from); err != nil {
 		return err
 	}
 	c.show(i, "Pushed", d.Size, d.Size)
@@ -388,7 +388,8 @@ func (w *watched) ReadAt(p []byte, off int64) (int, error) {
 // pushBytes pushes a blob that is in memory.
 func pushBytes(ctx context.Context, c *fetch.Client, at fetch.Reference, body []byte) error {
 	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
-	return c.PushBlob(ctx, at, id.BlobOf(body), int64(len(body)), open, "")
+	_, err := c.PushBlob(ctx, at, id.BlobOf(body), int64(len(body)), open, "")
+	return err
 }
 
 var _ engineapi.Converter = (*engine)(nil)
