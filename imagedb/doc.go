@@ -12,11 +12,15 @@
 // Invariants:
 //   - What [Store.Get] returns as Config has the image ID as its digest. An
 //     image whose file has not is broken: it is listed, with the reason, and
-//     can be deleted or put again; all others are served.
-//   - A name points to an image that has a record. Names and records change
-//     in one synced transaction; blobs are synced before the record that
-//     needs them.
+//     can be deleted or put again; all others are served. A listing looks only
+//     whether a file is the one that was last read through.
+//   - A name points to an image that is there. Names and records change in one
+//     synced transaction; blobs are synced before the record that needs them.
+//   - A digest reference never moves; a tag does.
+//   - An image's parent is there, and no image is its own ancestor.
 //
-// Lock order: Store.mu is the only lock. Changes hold it while they commit,
-// so that what is read is what is on disk.
+// Lock order: Store.change, then Store.mu. Who changes something holds change
+// while that is committed, and mu only to enter it: so who reads never waits
+// for the disk, and what is read is what is on disk. A function that says no
+// lock takes what it needs.
 package imagedb

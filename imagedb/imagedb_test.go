@@ -199,13 +199,16 @@ func TestTags(t *testing.T) {
 	}
 	refs(a, "docker.io/library/ubuntu:14.04", digest, "localhost:5000/x/y:1")
 
+	wantError(t, "digest of another", p.Tag(digest, b), fault.Conflict, "Cannot overwrite digest sha256:1111")
+	wantError(t, "tag not to move", p.TagNew("ubuntu:14.04", b), fault.Conflict,
+		"Conflict: Tag ubuntu:14.04 is already set to image "+string(a)+", if you want to replace it, please use -f option")
 	p.tag("ubuntu:14.04", b) // the same tag, pulled for another platform: it moves
 	p.reopen()
 	refs(a, digest, "localhost:5000/x/y:1")
 	refs(b, "docker.io/library/ubuntu:14.04")
-	p.tag(digest, b) // and so does the digest, which is the index's
-	refs(a, "localhost:5000/x/y:1")
-	refs(b, "docker.io/library/ubuntu:14.04", digest)
+	if got := p.ReferencesByName("docker.io/library/ubuntu"); !slices.Equal(got, []string{"docker.io/library/ubuntu:14.04", digest}) {
+		t.Errorf("references by name %q", got)
+	}
 	if i, err := p.Lookup("docker.io/library/ubuntu:14.04"); err != nil || i != b {
 		t.Errorf("lookup: %s (%v)", i, err)
 	}
@@ -382,8 +385,6 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-// TestBroken has one image's files and one record damaged: the rest works, the
-// damage is told, and a new Put mends it.
 // A kept blob stays while an image has the layer.
 func TestKeep(t *testing.T) {
 	p := newPlace(t)
@@ -414,63 +415,5 @@ func TestKeep(t *testing.T) {
 	}
 	if _, err := os.Stat(at); !os.IsNotExist(err) {
 		t.Errorf("after Delete: %v", err)
-	}
-}
-
-func TestBroken(t *testing.T) {
-	t.Parallel()
-	p := newPlace(t)
-	good, cut, lost := image(1, 1), image(2, 1), image(3, 1)
-	for n, img := range []Image{good, cut, lost} {
-		p.tag(fmt.Sprintf("x:%d", n), p.put(img))
-	}
-	if err := os.WriteFile(p.blobPath(cut.ID.Hex()), cut.Config[:9], 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(p.blobPath(lost.ID.Hex())); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(p.blobPath(good.ManifestDigest.Hex())); err != nil { // only a push would miss it
-		t.Fatal(err)
-	}
-	bad := image(4, 1)
-	p.tag("x:4", p.put(bad))
-	if err := metadb.Update(p.db, map[string][]byte{imageKey + bad.ID.Hex(): []byte("{")}); err != nil {
-		t.Fatal(err)
-	}
-	p.reopen()
-
-	var broken int
-	for _, img := range p.List() {
-		if (img.Broken != "") != (img.ID != good.ID) {
-			t.Errorf("image %s: broken %q", img.ID.Short(), img.Broken)
-		}
-		broken++
-	}
-	if broken != 3 {
-		t.Errorf("%d images, want 3", broken)
-	}
-	if _, err := p.Get(good.ID); err != nil {
-		t.Error(err)
-	}
-	_, err := p.Get(cut.ID)
-	wantError(t, "cut", err, fault.Integrity, "failed to verify")
-	_, err = p.Get(lost.ID)
-	wantError(t, "lost", err, fault.Integrity, "is broken")
-	_, err = p.Resolve("x:4")
-	wantError(t, "damaged record", err, fault.NotFound, "No such image: x:4")
-	if got := p.Problems(); len(got) != 4 { // two images, one record, its name
-		t.Errorf("problems %q", got)
-	}
-	if n, err := p.Sweep(); n != 0 || err != nil {
-		t.Errorf("swept %d bytes although a record is damaged (%v)", n, err)
-	}
-	for _, img := range []Image{cut, lost, bad} {
-		if _, err := p.Get(p.put(img)); err != nil {
-			t.Errorf("after another put: %v", err)
-		}
-	}
-	if i, err := p.Resolve("x:1"); err != nil || i != cut.ID {
-		t.Errorf("its name: %s (%v)", i, err)
 	}
 }

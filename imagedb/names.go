@@ -35,35 +35,106 @@ func parse(name string) (reference.Named, error) {
 }
 
 // Tag makes name, a tag or a digest reference in full or familiar form, point
-// to image i. A name moves, also one by digest, which the caller has proven:
-// the digest of an index is that of an image for each of its platforms.
-// fault.NotFound if there is no such image.
-func (s *Store) Tag(name string, i id.ImageID) error {
-	ref, err := parse(name)
-	if err != nil {
-		return err
+// to image i. A tag moves; a digest never does: fault.Conflict, with docker's
+// text, if it points elsewhere. fault.NotFound if there is no such image.
+func (s *Store) Tag(name string, i id.ImageID) error { return s.tag(name, i, true) }
+
+// TagNew is Tag for a tag that is not to move either.
+func (s *Store) TagNew(name string, i id.ImageID) error { return s.tag(name, i, false) }
+
+func (s *Store) tag(name string, i id.ImageID, move bool) error {
+	_, failed, err := s.TagAll(map[string]id.ImageID{name: i}, move)
+	if err == nil {
+		err = failed[name]
 	}
-	name = ref.String()
+	return err
+}
+
+// TagAll is Tag, or TagNew unless move is set, for many names. It returns, in
+// full form and sorted, those that came or moved, and why others did not, by
+// what was passed. err is the disk's; what was to change then has not, or in
+// part.
+func (s *Store) TagAll(names map[string]id.ImageID, move bool) (tagged []string, failed map[string]error, err error) {
+	s.change.Lock()
+	defer s.change.Unlock()
+	failed = map[string]error{}
+	to := map[string]id.ImageID{}
+	now := time.Now().UTC()
+	changes := map[string][]byte{}
+	for name, i := range names {
+		ref, err := parse(name)
+		if err == nil {
+			err = s.mayPoint(ref, i, move)
+		}
+		if err != nil {
+			failed[name] = err
+			continue
+		}
+		full := ref.String()
+		if s.names[full] == i {
+			continue
+		}
+		to[full] = i
+		changes[nameKey+full] = []byte(i.Hex())
+		later := *s.images[i]
+		later.Tagged = now
+		if !later.lost {
+			changes[imageKey+i.Hex()] = record(&later)
+		}
+	}
+	if len(to) == 0 {
+		return nil, failed, nil
+	}
+	if err := s.commit(changes); err != nil {
+		return nil, failed, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.images[i]
-	if e == nil {
+	for name, i := range to {
+		s.forget(name)
+		delete(s.damaged, name)
+		s.names[name] = i
+		e := s.images[i]
+		e.Tagged = now
+		at, _ := slices.BinarySearch(e.names, name)
+		e.names = slices.Insert(slices.Clip(e.names), at, name)
+		tagged = append(tagged, name)
+	}
+	slices.Sort(tagged)
+	return tagged, failed, nil
+}
+
+// mayPoint says why ref may not come to point to image i.
+//
+// Preconditions: s.change is held.
+func (s *Store) mayPoint(ref reference.Named, i id.ImageID, move bool) error {
+	if s.images[i] == nil {
 		return noSuchImage(string(i))
 	}
-	if s.names[name] == i {
+	at, ok := s.names[ref.String()]
+	if !ok || at == i {
 		return nil
 	}
-	img := e.Image
-	img.Tagged = time.Now().UTC()
-	if err := s.commitLocked(map[string][]byte{
-		nameKey + name:     []byte(i.Hex()),
-		imageKey + i.Hex(): record(&img),
-	}); err != nil {
-		return err
+	if d, ok := ref.(reference.Digested); ok {
+		return fault.New(fault.Conflict, "Cannot overwrite digest %s", d.Digest())
 	}
-	s.names[name] = i
-	e.Tagged = img.Tagged
+	if !move {
+		return fault.New(fault.Conflict, "Conflict: Tag %s is already set to image %s, if you want to replace it, please use -f option", reference.FamiliarString(ref), at)
+	}
 	return nil
+}
+
+// forget takes a name away from the image that it points to, if there is one.
+//
+// Preconditions: s.change and s.mu are held.
+func (s *Store) forget(name string) {
+	i, ok := s.names[name]
+	if !ok {
+		return
+	}
+	delete(s.names, name)
+	e := s.images[i]
+	e.names = slices.DeleteFunc(slices.Clone(e.names), func(n string) bool { return n == name })
 }
 
 // Untag removes name, which may be in full or familiar form. With the last tag
@@ -75,36 +146,37 @@ func (s *Store) Untag(name string) (removed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.change.Lock()
+	defer s.change.Unlock()
 	i, ok := s.names[ref.String()]
-	if !ok {
+	if _, damaged := s.damaged[ref.String()]; !ok && !damaged {
 		return nil, fault.New(fault.NotFound, "reference does not exist: %s", reference.FamiliarString(ref))
 	}
 	removed = []string{ref.String()}
-	if _, digest := ref.(reference.Digested); !digest {
-		removed = append(removed, s.orphansLocked(ref, i)...)
+	if _, digest := ref.(reference.Digested); ok && !digest {
+		removed = append(removed, orphans(ref, s.images[i].names)...)
 	}
 	changes := map[string][]byte{}
 	for _, n := range removed {
 		changes[nameKey+n] = nil
 	}
-	if err := s.commitLocked(changes); err != nil {
+	if err := s.commit(changes); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, n := range removed {
-		delete(s.names, n)
+		s.forget(n)
+		delete(s.damaged, n)
 	}
 	return removed, nil
 }
 
-// orphansLocked returns the digest references of tag's repository to i, if tag
-// is its only tag there.
-//
-// Preconditions: s.mu is held.
-func (s *Store) orphansLocked(tag reference.Named, i id.ImageID) []string {
+// orphans returns which of an image's names are digest references of tag's
+// repository, if tag is its only tag there.
+func orphans(tag reference.Named, names []string) []string {
 	var digests []string
-	for _, n := range s.referencesLocked(i) {
+	for _, n := range names {
 		rest, same := strings.CutPrefix(n, tag.Name())
 		switch {
 		case !same || n == tag.String():
@@ -132,20 +204,46 @@ func (s *Store) Lookup(name string) (id.ImageID, error) {
 func (s *Store) References(i id.ImageID) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.referencesLocked(i)
+	if e := s.images[i]; e != nil {
+		return slices.Clone(e.names)
+	}
+	return nil
 }
 
-// referencesLocked is References.
-//
-// Preconditions: s.mu is held.
-func (s *Store) referencesLocked(i id.ImageID) []string {
+// ReferencesByName returns the names in a repository, given in full without
+// tag or digest, sorted.
+func (s *Store) ReferencesByName(repository string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var list []string
-	for n, to := range s.names {
-		if to == i {
+	for n := range s.names {
+		if inRepository(n, repository) {
 			list = append(list, n)
 		}
 	}
 	slices.Sort(list)
+	return list
+}
+
+// inRepository reports whether a full name is of a repository.
+func inRepository(name, repository string) bool {
+	rest, ok := strings.CutPrefix(name, repository)
+	return ok && rest != "" && (rest[0] == ':' || rest[0] == '@')
+}
+
+// ByDigest returns the images that came as what a digest names, manifest or
+// index, and have a name in the repository, given in full: of an index one for
+// each platform, though its digest names only the first that came.
+func (s *Store) ByDigest(repository string, d id.Blob) []id.ImageID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []id.ImageID
+	for _, e := range s.order {
+		of := func(name string) bool { return inRepository(name, repository) }
+		if (e.Digest == d || e.ManifestDigest == d) && slices.ContainsFunc(e.names, of) {
+			list = append(list, e.ID)
+		}
+	}
 	return list
 }
 
@@ -206,10 +304,8 @@ func (s *Store) namedLocked(ref reference.Named) (id.ImageID, bool) {
 	if err != nil {
 		return "", false
 	}
-	for _, n := range s.referencesLocked(i) {
-		if strings.HasPrefix(n, ref.Name()+":") || strings.HasPrefix(n, ref.Name()+"@") {
-			return i, true
-		}
+	if slices.ContainsFunc(s.images[i].names, func(n string) bool { return inRepository(n, ref.Name()) }) {
+		return i, true
 	}
 	return "", false
 }
@@ -227,14 +323,17 @@ func (s *Store) Search(prefix string) (id.ImageID, error) {
 //
 // Preconditions: s.mu is held.
 func (s *Store) searchLocked(prefix string) (id.ImageID, error) {
-	hex := strings.TrimPrefix(prefix, "sha256:")
+	hex := strings.TrimPrefix(prefix, algorithm)
+	if hex == "" {
+		return "", noSuchImage(prefix)
+	}
+	from, _ := s.place(id.ImageID(algorithm + hex))
 	var found []id.ImageID
-	if hex != "" {
-		for i := range s.images {
-			if strings.HasPrefix(i.Hex(), hex) {
-				found = append(found, i)
-			}
+	for _, e := range s.order[from:] {
+		if !strings.HasPrefix(e.ID.Hex(), hex) {
+			break
 		}
+		found = append(found, e.ID)
 	}
 	switch len(found) {
 	case 0:
@@ -242,7 +341,6 @@ func (s *Store) searchLocked(prefix string) (id.ImageID, error) {
 	case 1:
 		return found[0], nil
 	}
-	slices.Sort(found)
 	return "", fault.WithHint(fault.New(fault.Conflict, "ambiguous id prefix %q: matches %s", prefix, candidates(found)), "give more digits")
 }
 
@@ -262,17 +360,4 @@ func candidates(ids []id.ImageID) string {
 	}
 	fmt.Fprintf(&b, " (%d)", len(ids))
 	return b.String()
-}
-
-// TagNew is [Store.Tag] for a name that is not to move: fault.Conflict, with
-// docker's text, if it points elsewhere.
-func (s *Store) TagNew(name string, i id.ImageID) error {
-	ref, err := parse(name)
-	if err != nil {
-		return err
-	}
-	if at, err := s.Lookup(ref.String()); err == nil && at != i {
-		return fault.New(fault.Conflict, "Conflict: Tag %s is already set to image %s, if you want to replace it, please use -f option", reference.FamiliarString(ref), at)
-	}
-	return s.Tag(name, i)
 }

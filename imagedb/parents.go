@@ -11,13 +11,33 @@ import (
 // has docker's texts: fault.NotFound if one of them is not here,
 // fault.Invalid if i would be its own ancestor.
 func (s *Store) SetParent(i, parent id.ImageID) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.change.Lock()
+	defer s.change.Unlock()
 	e := s.images[i]
 	if e == nil {
 		return noSuchImage(string(i))
 	}
-	if parent != "" && s.images[parent] == nil {
+	if err := s.checkParent(i, parent); err != nil || e.Parent == parent {
+		return err
+	}
+	changed := *e
+	changed.Parent = parent
+	if err := s.commit(map[string][]byte{imageKey + i.Hex(): record(&changed)}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unlink(e)
+	e.Parent = parent
+	s.link(e)
+	return nil
+}
+
+// checkParent refuses a parent that is not here, or of which i is an ancestor.
+//
+// Preconditions: s.change is held.
+func (s *Store) checkParent(i, parent id.ImageID) error {
+	if parent != "" && parent != i && s.images[parent] == nil {
 		return fault.New(fault.NotFound, "unknown parent image ID %s", parent)
 	}
 	for p := parent; p != ""; p = s.images[p].Parent {
@@ -25,17 +45,6 @@ func (s *Store) SetParent(i, parent id.ImageID) error {
 			return fault.New(fault.Invalid, "image %s cannot be its own ancestor", i.Short())
 		}
 	}
-	if e.Parent == parent {
-		return nil
-	}
-	img := e.Image
-	img.Parent = parent
-	if err := s.commitLocked(map[string][]byte{imageKey + i.Hex(): record(&img)}); err != nil {
-		return err
-	}
-	s.unlinkLocked(e)
-	e.Parent = parent
-	s.linkLocked(e)
 	return nil
 }
 
@@ -58,11 +67,10 @@ func (s *Store) Children(i id.ImageID) []id.ImageID {
 	return slices.Clone(s.children[i])
 }
 
-// linkLocked enters e among its parent's children, and unlinkLocked takes it
-// out.
+// link enters e among its parent's children, and unlink takes it out.
 //
-// Preconditions: s.mu is held.
-func (s *Store) linkLocked(e *entry) {
+// Preconditions: s.change and s.mu are held.
+func (s *Store) link(e *entry) {
 	if e.Parent == "" {
 		return
 	}
@@ -72,7 +80,7 @@ func (s *Store) linkLocked(e *entry) {
 	}
 }
 
-func (s *Store) unlinkLocked(e *entry) {
+func (s *Store) unlink(e *entry) {
 	list := s.children[e.Parent]
 	at, found := slices.BinarySearch(list, e.ID)
 	switch {

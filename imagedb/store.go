@@ -1,10 +1,9 @@
 package imagedb
 
 import (
-	"encoding/json"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -23,45 +22,9 @@ import (
 
 // Keys in Badger.
 const (
-	imageKey = "imagedb/image/" // <hex image ID> -> Image as JSON
+	imageKey = "imagedb/image/" // <hex image ID> -> record
 	nameKey  = "imagedb/name/"  // <name> -> hex image ID
 )
-
-// Image is an image and how it came here.
-type Image struct {
-	ID             id.ImageID `json:"id"`
-	Config         []byte     `json:"-"`                        // byte for byte; nil from List
-	Manifest       []byte     `json:"-"`                        // nil from List, and if there was none (docker-archive)
-	ManifestDigest id.Blob    `json:"manifestDigest,omitempty"` // "" if there was none
-	Digest         id.Blob    `json:"digest,omitempty"`         // of what the name pointed to: manifest or index
-	Platform       string     `json:"platform"`                 // os/architecture[/variant]
-	Layers         []Layer    `json:"layers"`                   // lowest first
-	Parent         id.ImageID `json:"parent,omitempty"`         // the image it was made of here, or ""; see SetParent
-
-	// Of the config, filled by Create: what a listing shows.
-	Created time.Time         `json:"created,omitzero"` // zero: it does not say
-	Labels  map[string]string `json:"labels,omitempty"`
-
-	Put            time.Time  `json:"put"`                      // when it first came; set by Put
-	Tagged         time.Time  `json:"tagged,omitzero"`          // when a name last came to point to it
-	Broken         string     `json:"-"`                        // why its files cannot be used, or ""
-}
-
-// DiffIDs returns the image's layers, lowest first.
-func (i *Image) DiffIDs() []id.DiffID {
-	list := make([]id.DiffID, len(i.Layers))
-	for n, l := range i.Layers {
-		list[n] = l.DiffID
-	}
-	return list
-}
-
-// Layer is one layer of an image.
-type Layer struct {
-	DiffID id.DiffID `json:"diffID"`
-	Blob   id.Blob   `json:"blob,omitempty"`
-	Size   int64     `json:"size"` // bytes of the blob; 0 if unknown
-}
 
 // Options configure a Store; the zero value works.
 type Options struct {
@@ -75,21 +38,31 @@ type Store struct {
 	db    *badger.DB
 	log   *slog.Logger
 
-	mu       sync.Mutex // guards the rest
+	// change is held by who changes names and records, while that is committed.
+	change sync.Mutex
+
+	mu       sync.Mutex // guards the rest; the maps change with both locks held
 	images   map[id.ImageID]*entry
+	order    []*entry // by ID
 	names    map[string]id.ImageID
 	children map[id.ImageID][]id.ImageID // sorted; of those that have some
+	damaged  map[string]string           // names whose record says nothing -> what is wrong
 	problems []string
 }
 
 // entry is an image without its bytes.
 type entry struct {
 	Image
-	checked bool // the files were looked at since Open
+	names  []string // sorted
+	stamp  stamp    // of the config's file when it was written
+	seen   stamp    // of the config's file when it was last read through, zero if it was not there
+	summed bool     // Created and Labels are the config's
+	lost   bool     // its record says nothing: manifest and layers are not known
 }
 
-// Open opens the images in dir, which it makes if absent. A damaged record is
-// reported and left out.
+// Open opens the images in dir, which it makes if absent. What is damaged is
+// made again, as far as the files go, and reported: an image that a name or a
+// record speaks of is there, if broken.
 func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -102,37 +75,104 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		names:  map[string]id.ImageID{},
 
 		children: map[id.ImageID][]id.ImageID{},
+		damaged:  map[string]string{},
 	}
 	if err := os.MkdirAll(s.blobs, 0o700); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	err := metadb.Scan(db, imageKey, func(hex string, v []byte) error {
-		var e entry
-		if err := json.Unmarshal(v, &e.Image); err != nil || e.ID.Hex() != hex {
-			s.problem("record of image %.12s is damaged", hex)
-			return nil
-		}
-		s.images[e.ID] = &e
-		return nil
-	})
-	if err == nil {
-		err = metadb.Scan(db, nameKey, func(name string, v []byte) error {
-			i, err := id.ParseImageID("sha256:" + string(v))
-			if err != nil || s.images[i] == nil {
-				s.problem("name %s points to an image that is not here", name)
-				return nil
-			}
-			s.names[name] = i
-			return nil
-		})
-	}
-	if err != nil {
+	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
 	return s, nil
 }
 
-// Create stores an image, or mends it, or renews how it came here. ID may be "".
+// load reads records and names, and mends the former.
+func (s *Store) load() error {
+	lost := map[id.ImageID]string{} // whose record says nothing -> why
+	var amend []*entry
+	r := newReader()
+	err := metadb.Scan(s.db, imageKey, func(hex string, v []byte) error {
+		e, err := r.entry(hex, v)
+		if err != nil {
+			if i, err := id.ParseImageID(algorithm + hex); err == nil {
+				lost[i] = "its record is damaged"
+			} else {
+				s.problem("record %q is of no image", hex)
+			}
+			return nil
+		}
+		s.images[e.ID] = e
+		s.order = append(s.order, e) // keys come sorted
+		if !e.summed {
+			amend = append(amend, e)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	ids := make(map[string]id.ImageID, len(s.order)) // by the bytes of a record
+	for _, e := range s.order {
+		ids[e.ID.Hex()] = e.ID
+	}
+	err = metadb.Scan(s.db, nameKey, func(name string, v []byte) error {
+		i, ok := ids[string(v)]
+		if !ok {
+			var err error
+			if i, err = id.ParseImageID(algorithm + string(v)); err != nil {
+				s.damaged[name] = "its record is damaged"
+				s.problem("name %s: its record is damaged", name)
+				return nil
+			}
+			if lost[i] == "" {
+				lost[i] = "its record is lost"
+			}
+		} else {
+			s.images[i].names = append(s.images[i].names, name)
+		}
+		s.names[name] = i
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.amend(amend); err != nil {
+		return err
+	}
+	if err := s.recover(lost); err != nil {
+		return err
+	}
+	for _, e := range s.order {
+		if e.Parent != "" && s.images[e.Parent] == nil {
+			e.Parent = ""
+		}
+		s.link(e)
+	}
+	return nil
+}
+
+// add enters an image.
+//
+// Preconditions: s.change and s.mu are held.
+func (s *Store) add(e *entry) {
+	at, found := s.place(e.ID)
+	if found {
+		s.order[at] = e
+	} else {
+		s.order = slices.Insert(s.order, at, e)
+	}
+	s.images[e.ID] = e
+}
+
+// place returns where in s.order an image stands, or would.
+//
+// Preconditions: s.change or s.mu is held.
+func (s *Store) place(i id.ImageID) (at int, found bool) {
+	return slices.BinarySearchFunc(s.order, i, func(e *entry, i id.ImageID) int { return strings.Compare(string(e.ID), string(i)) })
+}
+
+// Create stores an image, or mends it, or renews how it came here; its names
+// stay, and so does its parent, unless another is given. ID may be "".
 // fault.Integrity if config, manifest and layers do not belong together.
 func (s *Store) Create(img Image) (id.ImageID, error) {
 	if len(img.Config) == 0 {
@@ -145,75 +185,49 @@ func (s *Store) Create(img Image) (id.ImageID, error) {
 	if err := img.prove(got); err != nil {
 		return "", err
 	}
-	if err := s.writeBlob(img.ID.Hex(), img.Config); err != nil {
+	s.change.Lock()
+	defer s.change.Unlock()
+	old := s.images[img.ID]
+	if old != nil && img.Parent == "" {
+		img.Parent = old.Parent
+	}
+	if err := s.checkParent(img.ID, img.Parent); err != nil {
 		return "", err
 	}
+	e := &entry{Image: img, summed: true}
+	var err error
+	if e.stamp, err = s.writeBlob(img.ID.Hex(), img.Config); err != nil {
+		return "", err
+	}
+	e.seen = e.stamp
 	if img.Manifest != nil {
-		if err := s.writeBlob(img.ManifestDigest.Hex(), img.Manifest); err != nil {
+		if _, err := s.writeBlob(img.ManifestDigest.Hex(), img.Manifest); err != nil {
 			return "", err
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := &entry{Image: img, checked: true}
 	e.Config, e.Manifest, e.Broken = nil, nil, ""
 	e.Layers = slices.Clone(img.Layers)
-	e.Image.Put = time.Now().UTC()
-	old := s.images[img.ID]
+	e.Image.Put, e.Tagged = time.Now().UTC(), time.Time{}
 	if old != nil {
-		e.Image.Put, e.Tagged = old.Image.Put, old.Tagged
+		e.Image.Put, e.Tagged, e.names = old.Image.Put, old.Tagged, old.names
 		if img.Manifest == nil {
 			e.ManifestDigest = old.ManifestDigest
 		}
 	}
-	if err := s.commitLocked(map[string][]byte{imageKey + img.ID.Hex(): record(&e.Image)}); err != nil {
+	if err := s.commit(map[string][]byte{imageKey + img.ID.Hex(): record(e)}); err != nil {
 		return "", err
 	}
-	s.images[img.ID] = e
-	if old != nil && old.ManifestDigest != e.ManifestDigest {
-		s.dropBlobsLocked(old.blobs()...)
+	s.mu.Lock()
+	if old != nil {
+		s.unlink(old)
+	}
+	s.add(e)
+	s.link(e)
+	s.mu.Unlock()
+	if old != nil {
+		s.dropBlobs(old)
 	}
 	return img.ID, nil
-}
-
-// prove checks that the parts of an image are one image; got is the digest of
-// the config.
-func (i *Image) prove(got id.ImageID) error {
-	if i.ID != got {
-		return fault.New(fault.Integrity, "image config verification failed for digest %s: what arrived is %s", i.ID, got)
-	}
-	if i.Manifest != nil {
-		if m := id.BlobOf(i.Manifest); m != i.ManifestDigest {
-			return fault.New(fault.Integrity, "manifest verification failed for digest %s: what arrived is %s", i.ManifestDigest, m)
-		}
-	}
-	var c struct {
-		RootFS *struct {
-			DiffIDs []id.DiffID `json:"diff_ids"`
-		} `json:"rootfs"`
-		History []struct {
-			Empty bool `json:"empty_layer"`
-		} `json:"history"`
-	}
-	if err := json.Unmarshal(i.Config, &c); err != nil {
-		return fault.New(fault.Integrity, "image %s: config: %w", i.ID.Short(), err)
-	}
-	if c.RootFS == nil {
-		return fault.New(fault.Integrity, "image %s: invalid rootfs in image configuration", i.ID.Short())
-	}
-	if !slices.Equal(c.RootFS.DiffIDs, i.DiffIDs()) {
-		return fault.New(fault.Integrity, "image %s: layers from manifest don't match image configuration", i.ID.Short())
-	}
-	full := 0
-	for _, h := range c.History {
-		if !h.Empty {
-			full++
-		}
-	}
-	if full > len(i.Layers) {
-		return fault.New(fault.Integrity, "image %s: too many non-empty layers in History section", i.ID.Short())
-	}
-	return nil
 }
 
 // Get returns an image with its config, proven, and its manifest.
@@ -225,142 +239,91 @@ func (s *Store) Get(i id.ImageID) (Image, error) {
 		s.mu.Unlock()
 		return Image{}, noSuchImage(string(i))
 	}
-	img := e.clone()
+	img, stamp, lost := e.Image, e.stamp, e.lost
 	s.mu.Unlock()
-	err := s.readBlobs(&img)
+	seen, err := s.readBlobs(&img, stamp)
+	if lost {
+		err = errors.New(img.Broken)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.images[i] == e {
-		s.markLocked(e, err)
+		s.mark(e, seen, err)
 	}
 	if err != nil {
 		return Image{}, fault.WithHint(fault.New(fault.Integrity, "image %s is broken: %w", i.Short(), err), "fetch it again: imgfs pull NAME")
 	}
 	img.Broken = ""
+	img.Layers = slices.Clone(img.Layers)
 	return img, nil
 }
 
 // List returns all images, without their bytes, in the order of their IDs.
 func (s *Store) List() []Image {
-	s.mu.Lock()
-	var unchecked []id.ImageID
-	for i, e := range s.images {
-		if !e.checked {
-			unchecked = append(unchecked, i)
-		}
-	}
-	s.mu.Unlock()
-	for _, i := range unchecked {
+	for _, i := range s.touched() {
 		_, _ = s.Get(i) // its error ends up in Broken
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]Image, 0, len(s.images))
-	for _, e := range s.images {
-		list = append(list, e.clone())
+	list := make([]Image, len(s.order))
+	for n, e := range s.order {
+		list[n] = e.Image
 	}
-	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	return list
 }
 
-// Delete removes an image and the names that point to it, which it returns
-// sorted. fault.NotFound if there is none.
-func (s *Store) Delete(i id.ImageID) (untagged []string, err error) {
+// Len returns the number of images.
+func (s *Store) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return len(s.order)
+}
+
+// Delete removes an image and the names that point to it, which it returns
+// sorted; its children have no parent any more. fault.NotFound if there is
+// none.
+func (s *Store) Delete(i id.ImageID) (untagged []string, err error) {
+	s.change.Lock()
+	defer s.change.Unlock()
 	e := s.images[i]
 	if e == nil {
 		return nil, fault.New(fault.NotFound, "unrecognized image ID %s", i)
 	}
-	untagged = s.referencesLocked(i)
+	untagged = e.names
 	changes := map[string][]byte{imageKey + i.Hex(): nil}
 	for _, n := range untagged {
 		changes[nameKey+n] = nil
 	}
-	if err := s.commitLocked(changes); err != nil {
+	for _, c := range s.children[i] {
+		orphan := *s.images[c]
+		orphan.Parent = ""
+		changes[imageKey+c.Hex()] = record(&orphan)
+	}
+	if err := s.commit(changes); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
 	for _, n := range untagged {
 		delete(s.names, n)
 	}
+	for _, c := range s.children[i] {
+		s.images[c].Parent = ""
+	}
+	delete(s.children, i)
+	s.unlink(e)
 	delete(s.images, i)
-	s.dropBlobsLocked(e.blobs()...)
-	return untagged, nil
+	at, _ := s.place(i)
+	s.order = slices.Delete(s.order, at, at+1)
+	s.mu.Unlock()
+	s.dropBlobs(e)
+	return slices.Clone(untagged), nil
 }
 
-// Keep moves the file of a layer's blob, synced and proven by the caller, into
-// the store: a layer made here has no registry to be had from again, and is to
-// be pushed as it was made. It stays while an image has the layer; Sweep takes
-// one that no image has.
-func (s *Store) Keep(path string, b id.Blob) error {
-	if err := os.Rename(path, s.blobPath(b.Hex())); err != nil {
-		return diskError(fmt.Errorf("image store: %w", err))
-	}
-	return syncDir(s.blobs)
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-// Sweep removes the files that no image needs and returns their size. It does
-// nothing while a record is damaged: the files may be all there is of it.
-func (s *Store) Sweep() (reclaimed int64, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.problems) > 0 {
-		return 0, nil
-	}
-	entries, err := os.ReadDir(s.blobs)
-	if err != nil {
-		return 0, fmt.Errorf("image store: %w", err)
-	}
-	needed := s.neededLocked()
-	for _, e := range entries {
-		if needed[e.Name()] {
-			continue
-		}
-		if st, err := e.Info(); err == nil {
-			reclaimed += st.Size()
-		}
-		if err := os.Remove(filepath.Join(s.blobs, e.Name())); err != nil {
-			return reclaimed, fmt.Errorf("image store: %w", err)
-		}
-	}
-	return reclaimed, nil
-}
-
-// Problems lists the damage found since Open, a sentence each.
-func (s *Store) Problems() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	list := slices.Clone(s.problems)
-	for _, e := range s.images {
-		if e.Broken != "" {
-			list = append(list, fmt.Sprintf("image %s is broken: %s", e.ID.Short(), e.Broken))
-		}
-	}
-	slices.Sort(list)
-	return list
-}
-
-// problem notes damage found by Open.
-func (s *Store) problem(format string, args ...any) {
-	p := fmt.Sprintf(format, args...)
-	s.log.Warn(p)
-	s.problems = append(s.problems, p)
-}
-
-// markLocked notes whether an image's files can be used.
+// mark notes whether an image's files can be used, and what was looked at.
 //
 // Preconditions: s.mu is held.
-func (s *Store) markLocked(e *entry, err error) {
-	e.checked = true
+func (s *Store) mark(e *entry, seen stamp, err error) {
+	e.seen = seen
 	switch {
 	case err == nil:
 		e.Broken = ""
@@ -370,40 +333,33 @@ func (s *Store) markLocked(e *entry, err error) {
 	}
 }
 
-// blobs returns the names of the files that an image may have here: config,
-// manifest and, if it was made here, the blobs of its layers (see Keep).
-func (e *entry) blobs() []string {
-	list := []string{e.ID.Hex(), e.ManifestDigest.Hex()}
-	for _, l := range e.Layers {
-		list = append(list, l.Blob.Hex())
-	}
-	return list
-}
-
-func (e *entry) clone() Image {
-	img := e.Image
-	img.Layers = slices.Clone(e.Layers)
-	return img
-}
-
-// record returns an image's record. It holds nothing that JSON cannot.
-func record(i *Image) []byte {
-	b, err := json.Marshal(i)
+// commit writes records, many of them in several transactions.
+func (s *Store) commit(changes map[string][]byte) error {
+	err := s.update(changes)
 	if err != nil {
-		panic("imagedb: image record: " + err.Error())
-	}
-	return b
-}
-
-// commitLocked writes records.
-//
-// Preconditions: s.mu is held.
-func (s *Store) commitLocked(changes map[string][]byte) error {
-	if err := metadb.Update(s.db, changes); err != nil {
 		return diskError(fmt.Errorf("image records: %w", err))
 	}
 	return nil
 }
+
+func (s *Store) update(changes map[string][]byte) error {
+	if len(changes) <= maxChanges {
+		return metadb.Update(s.db, changes)
+	}
+	part := make(map[string][]byte, maxChanges)
+	for k, v := range changes {
+		if part[k] = v; len(part) == maxChanges {
+			if err := metadb.Update(s.db, part); err != nil {
+				return err
+			}
+			clear(part)
+		}
+	}
+	return metadb.Update(s.db, part)
+}
+
+// maxChanges bounds a transaction; Badger's own bound is about 6,000.
+const maxChanges = 1000
 
 // diskError adds the hint that a full disk needs.
 func diskError(err error) error {
@@ -413,88 +369,8 @@ func diskError(err error) error {
 	return err
 }
 
-func (s *Store) blobPath(hex string) string { return filepath.Join(s.blobs, hex) }
-
-// readBlobs fills in config and manifest. A manifest that is lost is no
-// damage: only a push would miss it.
-func (s *Store) readBlobs(i *Image) error {
-	c, err := os.ReadFile(s.blobPath(i.ID.Hex()))
-	if err != nil {
-		return err
-	}
-	if got := id.ImageIDOf(c); got != i.ID {
-		return fmt.Errorf("failed to verify: config has digest %s", got)
-	}
-	i.Config = c
-	if i.ManifestDigest == "" {
-		return nil
-	}
-	m, err := os.ReadFile(s.blobPath(i.ManifestDigest.Hex()))
-	switch {
-	case err == nil && id.BlobOf(m) == i.ManifestDigest:
-		i.Manifest = m
-	case err == nil, errors.Is(err, fs.ErrNotExist):
-		s.log.Warn("manifest is lost", "image", i.ID, "manifest", i.ManifestDigest)
-	default:
-		return err
-	}
-	return nil
-}
-
-// writeBlob stores b under its hexadecimal digest, synced.
-func (s *Store) writeBlob(hex string, b []byte) (err error) {
-	defer func() {
-		if err != nil {
-			err = diskError(fmt.Errorf("image store: %w", err))
-		}
-	}()
-	f, err := os.CreateTemp(s.blobs, "tmp-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	defer f.Close()
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), s.blobPath(hex)); err != nil {
-		return err
-	}
-	return syncDir(s.blobs)
-}
-
-// neededLocked returns the names of the files that images need.
-//
-// Preconditions: s.mu is held.
-func (s *Store) neededLocked() map[string]bool {
-	needed := map[string]bool{}
-	for _, e := range s.images {
-		for _, hex := range e.blobs() {
-			needed[hex] = true
-		}
-	}
-	return needed
-}
-
-// dropBlobsLocked removes files unless an image needs them. What it cannot
-// remove is left for Sweep.
-//
-// Preconditions: s.mu is held.
-func (s *Store) dropBlobsLocked(hexes ...string) {
-	needed := s.neededLocked()
-	for _, h := range hexes {
-		if h == "" || needed[h] {
-			continue
-		}
-		if err := os.Remove(s.blobPath(h)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("removal of an image's file", "err", err)
-		}
-	}
+// isHex reports whether a file's name is that of a blob.
+func isHex(name string) bool {
+	_, err := hex.DecodeString(name)
+	return err == nil && len(name) == 64
 }
