@@ -137,14 +137,22 @@ func (e *engine) putCommitted(img imagedb.Image, keys []id.LayerKey, p *layerdb.
 			return "", err
 		}
 	}
+	if !e.images.Has(img.Parent) {
+		img.Parent = "" // it was removed meanwhile
+	}
 	imageID, err := e.images.Create(img)
 	if err != nil {
 		return "", err
 	}
+	if img, err = e.images.Peek(imageID); err != nil {
+		return "", err
+	}
+	e.imageEvent("commit", &img)
 	if name != "" {
 		if err := e.images.Tag(name, imageID); err != nil {
 			return "", err
 		}
+		e.imageEvent("tag", &img, "name", familiar(name))
 	}
 	e.log.Info("committed", "reference", name, "image", imageID, "digest", img.ManifestDigest)
 	return imageID, nil
@@ -242,7 +250,7 @@ const (
 
 // image returns the record of the new image, its config and manifest made.
 func (m *commitment) image(e *engine) (imagedb.Image, error) {
-	img := imagedb.Image{Platform: m.base.Platform, Layers: slices.Clone(m.base.Layers)}
+	img := imagedb.Image{Platform: m.base.Platform, Parent: m.base.ID, Layers: slices.Clone(m.base.Layers)}
 	layers, err := e.ociLayers(&m.base)
 	if err != nil {
 		return img, err

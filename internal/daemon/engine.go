@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -45,6 +46,7 @@ type engine struct {
 	stop    chan struct{} // closed by Shutdown
 	gone    chan struct{} // closed when the store is unlocked
 	tidy    *time.Timer   // returns memory some time after the last pull
+	events  events        // what happens, for whoever listens
 
 	transfers *pool.Pool[engineapi.Progress] // pulls and pushes, by name
 
@@ -55,6 +57,8 @@ type engine struct {
 	// layers it retains: they are several records. Nothing waits for a
 	// registry or a layer under it.
 	names sync.Mutex
+
+	pruning atomic.Bool // images are being pruned
 
 	mu       sync.Mutex // guards the rest
 	mounts   map[string]*mount
@@ -104,7 +108,7 @@ func openEngine(p Paths, cacheLimit int64, act *activity, log *slog.Logger) (*en
 		return nil, err
 	}
 	e.origins = newOrigins(e.db, e.fetchOptions)
-	lo := layerdb.Options{Merge: merge, Logger: log, Source: e.origins.supply, CacheLimit: cacheLimit}
+	lo := layerdb.Options{Merge: merge, Logger: log, Source: e.origins.supply, CacheLimit: cacheLimit, Evicted: e.evicted}
 	if e.layers, err = layerdb.Open(p.Root, e.db, lo); err != nil {
 		return nil, err
 	}

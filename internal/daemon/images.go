@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,51 +30,101 @@ type config struct {
 	Config        json.RawMessage `json:"config"`
 }
 
-// labels returns config.config.Labels, nil if there are none.
-func (c *config) labels() map[string]string {
-	var l struct{ Labels map[string]string }
-	if len(c.Config) == 0 || json.Unmarshal(c.Config, &l) != nil {
-		return nil
-	}
-	return l.Labels
-}
-
-// created returns when the image was made; the zero time if it does not say.
-func (c *config) created() time.Time {
-	if c.Created == nil {
-		return time.Time{}
-	}
-	return *c.Created
-}
-
-// Images implements engineapi.Images.
+// Images implements engineapi.Images. A broken image is listed too, so that it
+// can be removed.
 func (e *engine) Images(_ context.Context, o engineapi.ListOptions) ([]engineapi.ImageSummary, error) {
 	list := e.images.List()
+	mounts := e.mountIDs()
+	var users map[id.LayerKey]int // images by layer
+	if o.SharedSize {
+		users = map[id.LayerKey]int{}
+		for i := range list {
+			countOnce(users, e.keysOf(&list[i]))
+		}
+	}
 	out := make([]engineapi.ImageSummary, 0, len(list))
-	for _, img := range list {
-		// A broken image is listed too, so that it can be removed.
-		var c config
-		if whole, err := e.images.Get(img.ID); err == nil {
-			err = json.Unmarshal(whole.Config, &c)
-			if err != nil {
-				e.log.Warn("image config", "image", img.ID, "err", err)
-			}
-		}
+	for i := range list {
+		img := &list[i]
 		s := engineapi.ImageSummary{
-			ID: img.ID, Size: e.size(img), SharedSize: -1, Containers: -1, Labels: c.labels(),
-		}
-		if t := c.created(); !t.IsZero() {
-			s.Created = t.Unix()
+			ID: img.ID, ParentID: string(img.Parent), Size: e.size(*img), SharedSize: -1,
+			Containers: int64(len(mounts[img.ID])), Labels: img.Labels, Broken: img.Broken,
 		}
 		s.RepoTags, s.RepoDigests = e.familiar(img.ID)
+		if !o.All && len(s.RepoTags)+len(s.RepoDigests) == 0 && len(e.images.Children(img.ID)) > 0 {
+			continue
+		}
+		if !img.Created.IsZero() {
+			s.Created = img.Created.Unix()
+		}
+		if o.SharedSize {
+			s.SharedSize = e.sharedSize(img, users)
+		}
+		if o.Cached {
+			cached, lazy := e.presence(img)
+			s.Cached, s.Lazy = &cached, &lazy
+		}
+		if o.Manifests {
+			s.Descriptor, s.Manifests = e.manifests(img.ID, mounts[img.ID])
+		}
 		out = append(out, s)
 	}
 	return out, nil
 }
 
+// sharedSize returns the bytes of an image's layers that users says others have
+// as well.
+func (e *engine) sharedSize(img *imagedb.Image, users map[id.LayerKey]int) int64 {
+	var sum int64
+	for _, k := range e.keysOf(img) {
+		if users[k] > 1 {
+			n, _ := e.layers.Size(k) // of one that is missing, nothing is shared
+			sum += n
+		}
+	}
+	return sum
+}
+
+// manifests describes what an image's names point to, if that is known, and
+// its manifest; nil of a broken image. An image that came without a manifest is
+// described by its config.
+func (e *engine) manifests(imageID id.ImageID, mounts []string) (*engineapi.Descriptor, []engineapi.ManifestSummary) {
+	img, err := e.images.Get(imageID)
+	if err != nil {
+		return nil, nil
+	}
+	p, _ := fetch.ParsePlatform(img.Platform) // "": shown as none
+	platform := engineapi.Platform{Architecture: p.Architecture, OS: p.OS, Variant: p.Variant}
+	d := engineapi.Descriptor{MediaType: ociConfig, Digest: string(img.ID), Size: int64(len(img.Config))}
+	if img.Manifest != nil {
+		var m struct {
+			MediaType string `json:"mediaType"`
+		}
+		_ = json.Unmarshal(img.Manifest, &m) // it was read when it came
+		d = engineapi.Descriptor{MediaType: cmp.Or(m.MediaType, ociManifest), Digest: string(img.ManifestDigest), Size: int64(len(img.Manifest))}
+	}
+	var target *engineapi.Descriptor
+	if img.Manifest != nil && img.Digest == img.ManifestDigest {
+		t := d
+		target = &t
+	}
+	d.Platform = &platform
+	cached, lazy := e.presence(&img)
+	s := engineapi.ManifestSummary{
+		ID: d.Digest, Descriptor: d, Kind: "image",
+		Available: e.hasAll(e.keysOf(&img)),
+		Size:      engineapi.ManifestSize{Content: cached, Total: cached + lazy},
+		ImageData: &engineapi.ManifestImageData{Platform: platform, Containers: append([]string{}, mounts...)},
+	}
+	s.ImageData.Size.Unpacked = e.size(img)
+	return target, []engineapi.ManifestSummary{s}
+}
+
 // Inspect implements engineapi.Images.
 func (e *engine) Inspect(_ context.Context, name string, o engineapi.InspectOptions) (engineapi.ImageInspect, error) {
-	img, _, err := e.lookup(name)
+	img, _, err := e.findFor(name, o.Platform)
+	if err == nil {
+		img, err = e.images.Get(img.ID)
+	}
 	if err != nil {
 		return engineapi.ImageInspect{}, err
 	}
@@ -83,17 +135,30 @@ func (e *engine) Inspect(_ context.Context, name string, o engineapi.InspectOpti
 	if len(c.Config) == 0 {
 		c.Config = json.RawMessage("{}")
 	}
+	cached, lazy := e.presence(&img)
 	i := engineapi.ImageInspect{
-		ID: img.ID, Comment: c.Comment, Created: c.created().Format(time.RFC3339Nano),
+		ID: img.ID, Parent: string(img.Parent), Comment: c.Comment,
 		DockerVersion: c.DockerVersion, Author: c.Author, Config: c.Config,
 		Architecture: c.Architecture, Variant: c.Variant, Os: c.Os, Size: e.size(img),
-		GraphDriver: engineapi.GraphDriver{Name: "imgfs", Data: map[string]string{"ChainID": string(id.Chain(img.DiffIDs()))}},
-		RootFS:      engineapi.RootFS{Type: "layers", Layers: img.DiffIDs()},
-		Metadata:    engineapi.ImageMetadata{LastTagTime: img.Tagged},
+		GraphDriver: engineapi.GraphDriver{Name: "imgfs", Data: map[string]string{
+			"ChainID":     string(id.Chain(img.DiffIDs())),
+			"CachedBytes": strconv.FormatInt(cached, 10),
+			"LazyBytes":   strconv.FormatInt(lazy, 10),
+		}},
+		RootFS:   engineapi.RootFS{Type: "layers", Layers: img.DiffIDs()},
+		Metadata: engineapi.ImageMetadata{LastTagTime: img.Tagged},
+	}
+	if c.Created != nil {
+		i.Created = c.Created.Format(time.RFC3339Nano)
 	}
 	i.RepoTags, i.RepoDigests = e.familiar(img.ID)
 	if at := e.usedBy(img.ID); len(at) > 0 {
 		i.GraphDriver.Data["MountPoint"] = strings.Join(at, ",")
+	}
+	target, list := e.manifests(img.ID, e.mountIDs()[img.ID])
+	i.Descriptor = target
+	if o.Manifests {
+		i.Manifests = list
 	}
 	return i, nil
 }
@@ -141,95 +206,18 @@ func (e *engine) usedBy(imageID id.ImageID) []string {
 	return at
 }
 
-// Remove implements engineapi.Images with docker's rules: by name, that name
-// goes, and with the last one the image; by ID, all names go if they are of
-// one repository or force is set. A mount counts as a stopped container does:
-// it stands in the way of the last name, unless force is set, and keeps its
-// layers either way.
-func (e *engine) Remove(_ context.Context, name string, o engineapi.RemoveOptions) ([]engineapi.DeleteItem, error) {
-	e.names.Lock()
-	defer e.names.Unlock()
-	img, ref, err := e.lookup(name)
-	if err != nil {
-		return nil, err
+// mountIDs returns the IDs of the mounts of each image, sorted.
+func (e *engine) mountIDs() map[id.ImageID][]string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ids := map[id.ImageID][]string{}
+	for _, m := range e.mounts {
+		ids[m.rec.ImageID] = append(ids[m.rec.ImageID], m.rec.ID)
 	}
-	refs := e.images.References(img.ID)
-	going := refs
-	if ref != (fetch.Reference{}) {
-		going = withDigests(refs, ref)
-	} else if !o.Force && repositories(refs) > 1 {
-		return nil, conflict(img.ID, "image is referenced in multiple repositories")
+	for _, list := range ids {
+		slices.Sort(list)
 	}
-	last := len(going) == len(refs)
-	if at := e.usedBy(img.ID); last && !o.Force && len(at) > 0 {
-		return nil, fault.WithHint(conflict(img.ID, "image is being used by mount "+at[0]), "imgfs umount %s", at[0])
-	}
-	items := []engineapi.DeleteItem{}
-	var gone []string
-	if last {
-		gone, err = e.images.Delete(img.ID)
-	} else {
-		gone, err = e.images.Untag(ref.String())
-	}
-	for _, n := range gone {
-		if r, err := fetch.ParseReference(n); err == nil {
-			n = r.Familiar()
-		}
-		items = append(items, engineapi.DeleteItem{Untagged: n})
-	}
-	if err != nil || !last {
-		return items, err
-	}
-	items = append(items, engineapi.DeleteItem{Deleted: string(img.ID)})
-	called := map[id.LayerKey]id.DiffID{} // by the image, proven or not
-	for i, k := range e.keysOf(&img) {
-		called[k] = img.Layers[i].DiffID
-	}
-	freed, err := e.layers.Release(imageOwner + string(img.ID))
-	if err != nil {
-		return items, err
-	}
-	for _, k := range freed {
-		items = append(items, engineapi.DeleteItem{Deleted: string(called[k])})
-	}
-	e.log.Info("removed", "image", img.ID, "layers", len(freed))
-	return items, nil
-}
-
-func conflict(imageID id.ImageID, reason string) error {
-	return fault.New(fault.Conflict, "conflict: unable to delete %s (must be forced) - %s", imageID.Short(), reason)
-}
-
-// withDigests returns ref's name and, if it is the last tag of its repository
-// in refs, the repository's digests.
-func withDigests(refs []string, ref fetch.Reference) []string {
-	going := []string{ref.String()}
-	var digests []string
-	for _, n := range refs {
-		r, err := fetch.ParseReference(n)
-		if err != nil || r.Name() != ref.Name() || n == ref.String() {
-			continue
-		}
-		if r.Digest() == "" {
-			return going // another tag
-		}
-		digests = append(digests, n)
-	}
-	if ref.Digest() != "" {
-		return going
-	}
-	return append(going, digests...)
-}
-
-// repositories counts the repositories that refs are of.
-func repositories(refs []string) int {
-	seen := map[string]bool{}
-	for _, n := range refs {
-		if r, err := fetch.ParseReference(n); err == nil {
-			seen[r.Name()] = true
-		}
-	}
-	return len(seen)
+	return ids
 }
 
 // staleOwners returns the owners of layers that a kill has left: its pulls,

@@ -353,6 +353,7 @@ func (e *engine) adopt(rec record, t *tree, srv *fs.Server) (*mount, error) {
 		}
 	}
 	e.log.Info("mounted", "mount", rec.ID, "image", rec.Source, "target", rec.Target, "driver", rec.Driver)
+	e.mountEvent("mount", &rec)
 	go e.follow(m)
 	return m, nil
 }
@@ -378,6 +379,7 @@ func (e *engine) follow(m *mount) {
 		if err := dropRecord(e.db, m.rec.ID); err != nil {
 			e.log.Error("mount ended", "mount", m.rec.ID, "err", err)
 		}
+		e.mountEvent("unmount", &m.rec)
 		e.log.Info("unmounted", "mount", m.rec.ID, "target", m.rec.Target)
 	}
 	e.unreserve(place{m.rec.MountNS, m.rec.Target}, m.rec.ID)

@@ -16,16 +16,17 @@ import (
 	"github.com/imgfs/imgfs/layerdb"
 )
 
-// lookup returns the stored image called name: a reference, an image ID or a
-// prefix of one, in docker's order. ref is set where name is a reference.
-func (e *engine) lookup(name string) (img imagedb.Image, ref fetch.Reference, err error) {
+// find returns the record of the stored image called name: a reference, an
+// image ID or a prefix of one, in docker's order. ref is set where name is a
+// reference. No file is looked at, and a broken image is found as well.
+func (e *engine) find(name string) (img imagedb.Image, ref fetch.Reference, err error) {
 	parsed, perr := fetch.ParseReference(name)
 	shown := name
 	if perr == nil && !parsed.Local() && !strings.HasPrefix(name, "sha256:") {
 		shown = parsed.Familiar()
 		imageID, err := e.images.Lookup(parsed.String())
 		if err == nil {
-			img, err = e.images.Get(imageID)
+			img, err = e.images.Peek(imageID)
 			return img, parsed, err
 		}
 		if fault.KindOf(err) != fault.NotFound {
@@ -35,7 +36,7 @@ func (e *engine) lookup(name string) (img imagedb.Image, ref fetch.Reference, er
 	imageID, err := e.images.Resolve(name)
 	switch {
 	case err == nil:
-		img, err = e.images.Get(imageID)
+		img, err = e.images.Peek(imageID)
 		return img, ref, err
 	case fault.KindOf(err) == fault.NotFound && perr == nil && parsed.Local():
 		return img, ref, noNames(shown)
@@ -43,6 +44,55 @@ func (e *engine) lookup(name string) (img imagedb.Image, ref fetch.Reference, er
 		return img, ref, fault.New(fault.NotFound, "No such image: %s", shown)
 	}
 	return img, ref, err
+}
+
+// lookup is find with the image's bytes; fault.Integrity if it is broken.
+func (e *engine) lookup(name string) (img imagedb.Image, ref fetch.Reference, err error) {
+	if img, ref, err = e.find(name); err == nil {
+		img, err = e.images.Get(img.ID)
+	}
+	return img, ref, err
+}
+
+// findFor is find for an image of a platform, "" being any. An index names an
+// image for each of its platforms, of which a tag points to one: if that is for
+// another platform, the one of the same index and repository is taken that is
+// for the wanted one, and ref is not set, as it is not its name.
+func (e *engine) findFor(name, platform string) (img imagedb.Image, ref fetch.Reference, err error) {
+	if img, ref, err = e.find(name); err != nil || platform == "" {
+		return img, ref, err
+	}
+	want, err := fetch.ParsePlatform(platform)
+	if err != nil || satisfies(img.Platform, want) {
+		return img, ref, err
+	}
+	if other, ok := e.sibling(&img, ref, want); ok {
+		return other, fetch.Reference{}, nil
+	}
+	return img, ref, fault.New(fault.NotFound,
+		"image with reference %s was found but its platform (%s) does not match the specified platform (%s)", name, img.Platform, want)
+}
+
+// sibling returns the image for a platform that came by the same index as img,
+// from the repository of ref.
+func (e *engine) sibling(img *imagedb.Image, ref fetch.Reference, want fetch.Platform) (imagedb.Image, bool) {
+	if ref == (fetch.Reference{}) || img.Digest == "" || img.Digest == img.ManifestDigest {
+		return imagedb.Image{}, false
+	}
+	for _, i := range e.images.ByDigest(ref.Name(), img.Digest) {
+		if other, err := e.images.Peek(i); err == nil && satisfies(other.Platform, want) {
+			return other, true
+		}
+	}
+	return imagedb.Image{}, false
+}
+
+// repositoryOf returns a full name without its tag or digest.
+func repositoryOf(name string) string {
+	if repo, _, ok := strings.Cut(name, "@"); ok {
+		return repo
+	}
+	return name[:strings.LastIndexByte(name, ':')]
 }
 
 // noNames is the error for an image in files where a stored one is meant.

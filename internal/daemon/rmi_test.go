@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,8 +26,11 @@ func TestRemoveMounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "conflict: unable to delete " + imageID.Short() + " (must be forced) - image is being used by mount " + dir
-	for _, name := range []string{ref, string(imageID), imageID.Short()} {
+	inUse := "conflict: unable to delete " + imageID.Short() + " (must be forced) - image is being used by mount " + dir
+	for name, want := range map[string]string{
+		string(imageID): inUse, imageID.Short(): inUse,
+		ref: fmt.Sprintf("conflict: unable to remove repository reference %q (must force) - mount %s is using its referenced image %s", ref, dir, imageID.Short()),
+	} {
 		if _, err := c.Remove(ctx, name, false); err == nil || err.Error() != want || fault.KindOf(err) != fault.Conflict {
 			t.Errorf("rmi %s: got %v, want %s", name, err, want)
 		}
