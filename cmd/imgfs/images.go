@@ -13,7 +13,7 @@ import (
 
 func imagesCommand() *cli.Command {
 	return command(cli.Command{
-		Name: "images", Aliases: []string{"ls"}, ArgsUsage: "[REPOSITORY[:TAG]]",
+		Name: "images", ArgsUsage: "[REPOSITORY[:TAG]]",
 		Usage: "list the images in the store",
 		Description: `
 Filters (-f): dangling=BOOL, reference=PATTERN, label=KEY[=VALUE],
