@@ -29,12 +29,12 @@ const (
 // its reads: what it is likely to want is fetched before it asks, what it asks
 // for first is noted for the next time, and with --prefetch all the rest is
 // fetched as well. stop ends that; reads go on.
-func (e *engine) openReads(rec *record, chain *layerdb.Chain) (data []lower.Data, stop func()) {
+func (e *engine) openReads(rec *record, chain *layerdb.Chain) (data []lower.Data, r *reads, stop func()) {
 	who := engineapi.ReadFault{Mount: rec.ID, Target: rec.Target}
-	r := newReads(rec.patience(), func(l id.LayerKey, err error) { e.readFailed(who, l, err) })
+	r = newReads(rec.patience(), func(l id.LayerKey, err error) { e.readFailed(who, l, err) })
 	r.met.Store(rec.met)
 	if rec.Prefetch == engineapi.PrefetchNone {
-		return e.devices(chain, r), func() {}
+		return e.devices(chain, r), r, func() {}
 	}
 	r.trace = newRecorder()
 	ctx, cancel := context.WithCancel(e.ctx)
@@ -47,7 +47,7 @@ func (e *engine) openReads(rec *record, chain *layerdb.Chain) (data []lower.Data
 			e.completeAll(ctx, chain)
 		}
 	})
-	return e.devices(chain, r), func() {
+	return e.devices(chain, r), r, func() {
 		cancel()
 		wg.Wait()
 		r.ahead.end()

@@ -205,10 +205,14 @@ func countOnce(users map[id.LayerKey]int, keys []id.LayerKey) {
 
 // presence counts the bytes of an image's layers that are here, and those that
 // are not yet.
-func (e *engine) presence(img *imagedb.Image) (cached, lazy int64) {
-	keys := slices.Clone(e.keysOf(img))
-	slices.Sort(keys)
-	for _, k := range slices.Compact(keys) {
+func (e *engine) presence(img *imagedb.Image) (cached, lazy int64) { return e.present(e.keysOf(img)) }
+
+// present is presence for layers.
+func (e *engine) present(keys []id.LayerKey) (cached, lazy int64) {
+	for i, k := range keys {
+		if slices.Contains(keys[:i], k) {
+			continue
+		}
 		present, size := e.layers.Presence(k)
 		cached += present
 		lazy += size - present

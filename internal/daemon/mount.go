@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -56,6 +57,7 @@ func (m *mount) end() { m.once.Do(func() { close(m.ended) }) }
 type tree struct {
 	chain  *layerdb.Chain // nil for the layout view
 	upper  *upperdir.Dir  // nil: read-only; engine.leaveUpper closes it
+	reads  *reads         // nil: nothing is read of layers, or by the kernel alone
 	serve  func(ctx context.Context, fd int) (*fs.Server, error)
 	close  func()
 	source string // first column of the mount table
@@ -64,10 +66,11 @@ type tree struct {
 // Mounts implements engineapi.Mounts.
 func (e *engine) Mounts(context.Context) ([]engineapi.Mount, error) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	list := make([]engineapi.Mount, 0, len(e.mounts))
-	for _, m := range e.mounts {
-		list = append(list, m.wire())
+	live := slices.Collect(maps.Values(e.mounts))
+	e.mu.Unlock()
+	list := make([]engineapi.Mount, 0, len(live))
+	for _, m := range live {
+		list = append(list, e.wire(m))
 	}
 	slices.SortFunc(list, func(a, b engineapi.Mount) int {
 		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
@@ -75,7 +78,8 @@ func (e *engine) Mounts(context.Context) ([]engineapi.Mount, error) {
 	return list, nil
 }
 
-func (m *mount) wire() engineapi.Mount {
+// wire returns what is told of a mount.
+func (e *engine) wire(m *mount) engineapi.Mount {
 	w := m.rec.mount()
 	if m.server != nil {
 		s := m.server.Stats()
@@ -85,6 +89,10 @@ func (m *mount) wire() engineapi.Mount {
 			Others: s.Others + s.Xattrs + s.Syncs + s.Closes + s.Forgets + s.Statfs, ErrorsTotal: s.Errors, LastError: s.LastError,
 		}
 	}
+	if r := m.tree.reads; r != nil {
+		w.Stats.Waits, w.Stats.Waited, w.Stats.FetchedBytes = r.waits.Load(), time.Duration(r.waited.Load()), r.fetched.Load()
+	}
+	w.Stats.CachedBytes, w.Stats.LazyBytes = e.present(m.rec.Layers)
 	return w
 }
 
@@ -125,7 +133,7 @@ func (e *engine) Mount(ctx context.Context, req engineapi.MountRequest, report f
 		e.unreserve(at, id)
 		return engineapi.Mount{}, advise(err)
 	}
-	return m.wire(), nil
+	return e.wire(m), nil
 }
 
 func withoutSecrets(r engineapi.RegistryOptions) engineapi.RegistryOptions {
@@ -241,7 +249,8 @@ func (e *engine) openTree(ctx context.Context, rec *record, d *upperdir.Dir) (*t
 		}
 		return t, nil
 	}
-	data, stop := e.openReads(rec, chain)
+	data, r, stop := e.openReads(rec, chain)
+	t.reads = r
 	t.close = func() {
 		stop()
 		chain.Release()

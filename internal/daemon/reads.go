@@ -48,6 +48,10 @@ type reads struct {
 	trace    *recorder       // of the first accesses; nil: none is kept
 	ahead    *foresight      // nil: nothing is foreseen
 	failed   func(id.LayerKey, error)
+
+	waits   atomic.Uint64 // reads that waited
+	waited  atomic.Int64  // nanoseconds, in all
+	fetched atomic.Uint64 // bytes of theirs that were not here
 }
 
 func newReads(patience time.Duration, failed func(id.LayerKey, error)) *reads {
@@ -101,7 +105,15 @@ func (d *device) Fill(ctx context.Context, off, n, end int64) (*os.File, error) 
 }
 
 // await is Fill for what is not here.
-func (d *device) await(ctx context.Context, off, n, end int64) (*os.File, error) {
+func (d *device) await(ctx context.Context, off, n, end int64) (f *os.File, err error) {
+	begun, missing := time.Now(), n-d.data.PresentIn(off, n)
+	d.reads.waits.Add(1)
+	defer func() {
+		d.reads.waited.Add(int64(time.Since(begun)))
+		if err == nil {
+			d.reads.fetched.Add(uint64(missing))
+		}
+	}()
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		f, err := d.try(ctx, off, n, end)
 		if d.pulse.last(d.reads.born).After(d.reads.born) {

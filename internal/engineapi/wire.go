@@ -170,6 +170,13 @@ type MountStats struct {
 	Others      uint64 `json:"others"`            // the rest: attributes, FORGET, STATFS and so on
 	ErrorsTotal uint64 `json:"errors"`
 	LastError   string `json:"lastError,omitempty"`
+
+	// Of the layers' data; drivers overlay and fuse count what is fetched.
+	Waits        uint64        `json:"waits,omitempty"`        // reads that waited for bytes to be fetched
+	Waited       time.Duration `json:"waited,omitempty"`       // nanoseconds that they did so in all
+	FetchedBytes uint64        `json:"fetchedBytes,omitempty"` // of what they read, that was not here
+	CachedBytes  int64         `json:"cachedBytes"`            // here now, of all layers
+	LazyBytes    int64         `json:"lazyBytes"`              // and not yet
 }
 
 // Upper is one element of GET /imgfs/v1/uppers: the changes that one writable
