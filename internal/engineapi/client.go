@@ -26,6 +26,7 @@ import (
 // concurrently.
 type Client struct {
 	socket string
+	remote *Remote // not a daemon's own socket, but where the user said
 	http   *http.Client
 	// Restart, if not nil, is called when no daemon answers; where it returns
 	// nil the request is sent once more. Set it before the first request.
@@ -312,9 +313,12 @@ func replyError(res *http.Response) error {
 	return e.Err()
 }
 
-// dial connects to the daemon's socket, and makes sure that it is our daemon's:
+// dial connects to the daemon's socket over which descriptors travel, and makes sure that it is our daemon's:
 // requests carry passwords.
 func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
+	if c.remote != nil {
+		return c.remote.dialUnix(ctx)
+	}
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unix", c.socket)
 	if err != nil {

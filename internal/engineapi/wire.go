@@ -20,7 +20,7 @@ const RegistryHeader = "Imgfs-Registry"
 
 // APIVersion and MinAPIVersion bound the Docker Engine API versions served.
 const (
-	APIVersion    = "1.50"
+	APIVersion    = "1.52"
 	MinAPIVersion = "1.24"
 )
 
@@ -37,6 +37,11 @@ type RegistryOptions struct {
 	Token        string `json:"token,omitempty"` // --registry-token, sent as Bearer unchanged
 
 	IdentityToken string `json:"identityToken,omitempty"` // of an OAuth2 login, exchanged for access tokens
+
+	// NoHostFiles has no file of the daemon's host read for the request: no
+	// credentials, and no image in files. The server sets it for clients that
+	// are not trusted.
+	NoHostFiles bool `json:"noHostFiles,omitempty"`
 }
 
 // MountRequest is the body of POST /imgfs/v1/mounts. The reply is 101; from
@@ -258,6 +263,17 @@ type Version struct {
 	Arch          string `json:"Arch"`
 	KernelVersion string `json:"KernelVersion,omitempty"`
 	BuildTime     string `json:"BuildTime,omitempty"`
+
+	Platform   struct{ Name string } `json:"Platform"`
+	Components []Component           `json:"Components"`
+}
+
+// Component is a part of the server; there is one, which docker's client shows
+// as the engine.
+type Component struct {
+	Name    string            `json:"Name"`
+	Version string            `json:"Version"`
+	Details map[string]string `json:"Details"`
 }
 
 // ImageSummary is one element of GET /images/json.
@@ -286,17 +302,16 @@ type ImageInspect struct {
 	ID            id.ImageID      `json:"Id"`
 	RepoTags      []string        `json:"RepoTags"`
 	RepoDigests   []string        `json:"RepoDigests"`
-	Parent        string          `json:"Parent"`
-	Comment       string          `json:"Comment"`
-	Created       string          `json:"Created"`
-	DockerVersion string          `json:"DockerVersion"`
-	Author        string          `json:"Author"`
+	Parent        string          `json:"Parent,omitempty"`
+	Comment       string          `json:"Comment,omitempty"`
+	Created       string          `json:"Created,omitempty"`
+	DockerVersion string          `json:"DockerVersion,omitempty"`
+	Author        string          `json:"Author,omitempty"`
 	Config        json.RawMessage `json:"Config"`
 	Architecture  string          `json:"Architecture"`
 	Variant       string          `json:"Variant,omitempty"`
 	Os            string          `json:"Os"`
 	Size          int64           `json:"Size"`
-	VirtualSize   *int64          `json:"VirtualSize,omitempty"` // the same, below API 1.44
 	GraphDriver   GraphDriver     `json:"GraphDriver"`
 	RootFS        RootFS          `json:"RootFS"`
 	Metadata      ImageMetadata   `json:"Metadata"`
