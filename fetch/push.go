@@ -64,6 +64,16 @@ func (c *Client) PushBlob(ctx context.Context, ref Reference, digest id.Blob, si
 	}
 }
 
+// HasBlob reports whether ref's repository has a blob.
+func (c *Client) HasBlob(ctx context.Context, ref Reference, digest id.Blob) (bool, error) {
+	e, err := c.pushTo(ref)
+	if err != nil {
+		return false, err
+	}
+	there, err := (&upload{e: e, repository: ref.path, digest: digest}).there(ctx)
+	return there, explainPush(err, ref, e.host)
+}
+
 // upload is a blob on its way to a registry.
 type upload struct {
 	e          *endpoint

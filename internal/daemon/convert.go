@@ -42,7 +42,8 @@ type conversion struct {
 	first  map[int][]string // by layer: the files that a mount reads first
 	report func(engineapi.Progress)
 
-	res engineapi.ConvertImageResult
+	res  engineapi.ConvertImageResult
+	size int64 // bytes of the manifest
 
 	mu sync.Mutex // serialises report
 }
@@ -202,7 +203,7 @@ func (c *conversion) manifest(ctx context.Context, layers []converted) error {
 	if err != nil {
 		return err
 	}
-	c.res.Digest = id.BlobOf(body)
+	c.res.Digest, c.size = id.BlobOf(body), int64(len(body))
 	if _, err := c.client.PushManifest(ctx, c.at, ociManifest, body); err != nil {
 		return err
 	}

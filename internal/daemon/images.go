@@ -165,15 +165,13 @@ func (e *engine) Inspect(_ context.Context, name string, o engineapi.InspectOpti
 
 // familiar returns an image's names as docker shows them.
 func (e *engine) familiar(imageID id.ImageID) (tags, digests []string) {
-	tags, digests = []string{}, []string{}
-	for _, n := range e.images.References(imageID) {
-		ref, err := fetch.ParseReference(n)
-		switch {
-		case err != nil:
-		case ref.Digest() != "":
-			digests = append(digests, ref.Familiar())
-		default:
-			tags = append(tags, ref.Familiar())
+	names := e.images.References(imageID)
+	tags, digests = make([]string, 0, len(names)), []string{}
+	for _, n := range names {
+		if strings.Contains(n, "@") {
+			digests = append(digests, imagedb.Familiar(n))
+		} else {
+			tags = append(tags, imagedb.Familiar(n))
 		}
 	}
 	return tags, digests
@@ -245,8 +243,12 @@ func (e *engine) sweepRecords() error {
 		return err
 	}
 	blobs := map[id.Blob]bool{}
+	diffs := map[id.DiffID]bool{}
 	for _, l := range layers {
-		blobs[l.Blob] = true
+		blobs[l.Blob], diffs[l.DiffID] = true, true
+	}
+	if err := sweepPacked(e.db, diffs, blobs); err != nil {
+		return err
 	}
 	chains := map[id.ChainKey]bool{}
 	for _, o := range e.layers.Owners("") {

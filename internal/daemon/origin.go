@@ -117,6 +117,15 @@ type client struct {
 // note remembers where the layers of an image are to be had, the latest place
 // and way first. Those of a local source are not: they are read once, at once.
 func (o *origins) note(ref fetch.Reference, layers []fetch.Layer, r engineapi.RegistryOptions) error {
+	return o.noteAs(ref, layers, r, false)
+}
+
+// noteLast is note for a place that is asked after those that are known.
+func (o *origins) noteLast(ref fetch.Reference, layers []fetch.Layer, r engineapi.RegistryOptions) error {
+	return o.noteAs(ref, layers, r, true)
+}
+
+func (o *origins) noteAs(ref fetch.Reference, layers []fetch.Layer, r engineapi.RegistryOptions, last bool) error {
 	if ref.Local() {
 		return nil
 	}
@@ -134,10 +143,14 @@ func (o *origins) note(ref fetch.Reference, layers []fetch.Layer, r engineapi.Re
 		if err != nil {
 			return err
 		}
-		if len(old) > 0 && old[0].way() == to {
+		at := slices.IndexFunc(old, func(o origin) bool { return o.way() == to })
+		if at == 0 || at > 0 && last {
 			continue
 		}
 		list := append([]origin{here}, slices.DeleteFunc(old, func(o origin) bool { return o.way() == to })...)
+		if last {
+			list = append(slices.Clone(old[:min(len(old), maxOrigins-1)]), here)
+		}
 		b, err := json.Marshal(list[:min(len(list), maxOrigins)])
 		if err != nil {
 			return err
