@@ -17,6 +17,9 @@ import (
 // dial returns a client of the store's daemon. It does not start one: where
 // none runs, requests end in engineapi.ErrNoDaemon.
 func dial(c *cli.Context) (*engineapi.Client, error) {
+	if r, err := remote(c); r != nil || err != nil {
+		return r, err
+	}
 	p, err := daemon.Locate(c.String("root"))
 	if err != nil {
 		return nil, err
@@ -38,8 +41,11 @@ func connectToShow(c *cli.Context, least, most int) (*engineapi.Client, error) {
 
 // connect returns a client of the store's daemon, which it starts where none
 // runs. One of another build is replaced; where mounts keep it, it stays and
-// the user is told.
+// the user is told. One that -H names is taken as it is.
 func connect(c *cli.Context) (*engineapi.Client, error) {
+	if r, err := remote(c); r != nil || err != nil {
+		return r, err
+	}
 	p, err := daemon.Locate(c.String("root"))
 	if err != nil {
 		return nil, err
@@ -52,9 +58,12 @@ func connect(c *cli.Context) (*engineapi.Client, error) {
 	if err := os.Setenv("IMGFS_LOG_LEVEL", strings.ToLower(level.String())); err != nil {
 		return nil, err
 	}
-	// So is this; one that is wrong is told here rather than by a daemon that
+	// So are these; one that is wrong is told here rather than by a daemon that
 	// does not come up.
 	if _, err := cacheLimit(os.Getenv("IMGFS_CACHE_LIMIT")); err != nil {
+		return nil, err
+	}
+	if err := checkLogFormat(os.Getenv("IMGFS_LOG_FORMAT")); err != nil {
 		return nil, err
 	}
 	client := daemon.Connect(p)
@@ -107,13 +116,17 @@ func registryOptions(c *cli.Context) (engineapi.RegistryOptions, error) {
 		}
 		o.Username, o.Password = user, password
 	}
+	dockerConfig, certsDir := os.Getenv("DOCKER_CONFIG"), os.Getenv("IMGFS_CERTS_DIR")
+	if hostOf(c) != "" { // directories of this machine, which a daemon elsewhere must not take for its own
+		dockerConfig, certsDir = "", ""
+	}
 	for _, p := range []struct {
 		to   *string
 		from string
 	}{
 		{&o.AuthFile, c.String("authfile")},
-		{&o.DockerConfig, os.Getenv("DOCKER_CONFIG")},
-		{&o.CertsDir, os.Getenv("IMGFS_CERTS_DIR")},
+		{&o.DockerConfig, dockerConfig},
+		{&o.CertsDir, certsDir},
 	} {
 		if p.from == "" {
 			continue

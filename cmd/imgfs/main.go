@@ -91,6 +91,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ExitErrHandler: func(*cli.Context, error) {},
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "`STORE` directory of the store (default: /var/lib/imgfs, or $XDG_DATA_HOME/imgfs without root)", EnvVars: []string{"IMGFS_ROOT"}},
+			&cli.StringFlag{Name: "host", Aliases: []string{"H"}, Usage: "`URL` of a daemon that runs already, unix://PATH or tcp://HOST:PORT, instead of the store's own; IMGFS_CERT_PATH is a directory of ca.pem, cert.pem and key.pem for TLS", EnvVars: []string{"IMGFS_HOST"}},
 			&cli.StringFlag{Name: "log-level", Usage: "`LEVEL` log level of the daemon that this command starts or runs: debug, info, warn, error", Value: "info", EnvVars: []string{"IMGFS_LOG_LEVEL"}},
 			&cli.BoolFlag{Name: "debug", Aliases: []string{"D"}, Usage: "same as --log-level debug"},
 			&cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "show help"},

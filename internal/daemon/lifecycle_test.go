@@ -146,24 +146,6 @@ func TestStopRefused(t *testing.T) {
 	d.wait(t)
 }
 
-func TestPeer(t *testing.T) {
-	for _, tt := range []struct {
-		cred *unix.Ucred
-		ok   bool
-	}{
-		{&unix.Ucred{Uid: 1000}, true},
-		{&unix.Ucred{Uid: 0}, true},
-		{&unix.Ucred{Uid: 1001}, false},
-		{&unix.Ucred{Uid: 65534}, false}, // not mapped in our user namespace
-		{nil, false},
-	} {
-		err := allowPeer(tt.cred, 1000)
-		if (err == nil) != tt.ok {
-			t.Errorf("%+v: %v", tt.cred, err)
-		}
-	}
-}
-
 // TestStaleSocket starts a daemon where a killed one has left its socket.
 func TestStaleSocket(t *testing.T) {
 	p := newStore(t)

@@ -30,8 +30,15 @@ type Options struct {
 	// CacheLimit is how many bytes of layers are kept on disk before those that
 	// nobody has read for longest are dropped, to be fetched again; 0: no limit.
 	CacheLimit int64
-	Logger     *slog.Logger // nil: the log file of the store
-	Level      slog.Level   // of the log file
+	// Listening says where the daemon listens beside its own socket.
+	Listening Listening
+	// MetricsAddr is HOST:PORT, or unix://PATH, of Prometheus' metrics; "": none.
+	MetricsAddr string
+	// DebugAddr is the same for pprof and expvar, on loopback alone.
+	DebugAddr string
+	Logger    *slog.Logger // nil: the log file of the store
+	Level     slog.Level   // of the log file
+	JSON      bool         // the log file is in JSON
 	// Serving, if not nil, is called once the socket answers.
 	Serving func()
 }
@@ -93,7 +100,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 			return err
 		}
 		defer f.Close()
-		log = slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: o.Level}))
+		log = NewLogger(f, o.JSON, o.Level)
 	}
 	debug.SetGCPercent(gcPercent)
 	if err := raiseFiles(); err != nil {
@@ -106,6 +113,18 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	}
 	act := newActivity(idle)
 	defer act.stop()
+	// What cannot be listened on is said before anything is done; who comes
+	// early waits.
+	hosts, certs, err := o.Listening.open(ctx, p.Socket, act, log)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	defer closeAll(hosts)
+	watchers, err := o.openWatchers(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer watchers.close()
 	e, err := openEngine(p, o.CacheLimit, act, log)
 	if err != nil {
 		return err
@@ -125,7 +144,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 		return err
 	}
 
-	l, err := listen(p, act, log)
+	l, err := listenOwn(p, act, log)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
@@ -134,27 +153,38 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	srv := engineapi.NewServer(e, log)
 	srv.ConnState = track
 	srv.BaseContext = func(net.Listener) context.Context { return requests }
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
-	log.Info("serving", "version", engineapi.ThisBuild().String(), "pid", os.Getpid(), "root", p.Root, "socket", p.Socket)
+	all := append([]*listener{l}, hosts...)
+	served := make(chan error, len(all))
+	for _, l := range all {
+		go func() { served <- srv.Serve(l) }()
+		log.Info("serving", "version", engineapi.ThisBuild().String(), "pid", os.Getpid(), "root", p.Root, "address", l.Addr().String())
+	}
+	o.Listening.warn(hosts, log)
+	watchers.serve(e)
 	unlock.start()
+	sup := o.supervised(e, certs, log)
+	defer sup.stopping()
 	serving()
 	if o.Serving != nil {
 		o.Serving()
 	}
 
+	why, running := "", len(all)
 	select {
 	case <-ctx.Done():
-		log.Info("leaving", "why", "interrupted")
+		why = "interrupted"
 	case <-e.stop:
-		log.Info("leaving", "why", "asked to")
+		why = "asked to"
 	case <-act.expired:
-		log.Info("leaving", "why", "idle")
+		why = "idle"
 	case err = <-served:
-		log.Error("leaving", "err", err)
+		why = "not listening any more"
+		running--
 	}
-	// Closes the listener, and with it removes the socket; what was let in is
-	// answered, if with an error.
+	log.Info("leaving", "why", why, "err", err)
+	sup.stopping()
+	// Closes the listeners, and with them removes the sockets; what was let in
+	// is answered, if with an error.
 	act.stop()
 	cancelRequests()
 	end, cancel := context.WithTimeout(context.Background(), leaveTimeout)
@@ -163,11 +193,10 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 		log.Warn("requests did not end", "err", e)
 		srv.Close()
 	}
-	if err == nil {
-		err = <-served
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		err = nil
+	for range running {
+		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+			err = errors.Join(err, serr)
+		}
 	}
 	return err
 }

@@ -153,10 +153,15 @@ func ownPath() string {
 }
 
 // sharedEnv leaves out of a client's environment what speaks for that client
-// alone: each sends its own along with what it asks for.
+// alone: each sends its own along with what it asks for; and what its
+// supervisor has told it.
 func sharedEnv(env []string) []string {
+	own := []string{
+		"DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "IMGFS_AUTHFILE", "IMGFS_CERTS_DIR",
+		"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
+	}
 	return slices.DeleteFunc(env, func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
-		return name == "DOCKER_CONFIG" || name == "REGISTRY_AUTH_FILE" || name == "IMGFS_AUTHFILE" || name == "IMGFS_CERTS_DIR"
+		return slices.Contains(own, name)
 	})
 }
