@@ -296,6 +296,19 @@ func (s *Store) list(wanted func(id.LayerKey) bool) ([]LayerInfo, error) {
 	return list, nil
 }
 
+// Known lists what Info tells of all layers, damaged ones included, by key. It
+// looks at no file.
+func (s *Store) Known() []LayerInfo {
+	s.mu.Lock()
+	list := make([]LayerInfo, 0, len(s.layers))
+	for _, l := range s.layers {
+		list = append(list, l.info)
+	}
+	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b LayerInfo) int { return strings.Compare(string(a.Key), string(b.Key)) })
+	return list
+}
+
 // Info returns what is known of a stored layer, apart from what Layers fills;
 // fault.NotFound if there is none.
 func (s *Store) Info(k id.LayerKey) (LayerInfo, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 
@@ -173,6 +174,14 @@ func (s *Store) Stacks() map[id.ChainKey]id.LayerKey {
 		}
 	}
 	return m
+}
+
+// Blobs returns all blobs that were seen to inflate to a stored layer, with its
+// key.
+func (s *Store) Blobs() map[id.Blob]id.LayerKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.blobs)
 }
 
 // BlobsOf returns the blobs that were seen to inflate to a stream of this

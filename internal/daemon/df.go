@@ -26,10 +26,7 @@ func (e *engine) DiskUsage(ctx context.Context) (engineapi.DiskUsage, error) {
 	}
 	users := map[id.LayerKey][]string{}
 	for _, img := range e.images.List() {
-		names, _ := e.familiar(img.ID)
-		if len(names) == 0 {
-			names = []string{img.ID.Short()}
-		}
+		names := e.shownAs(&img)
 		for _, k := range e.keysOf(&img) {
 			users[k] = append(users[k], names...)
 		}
@@ -41,11 +38,9 @@ func (e *engine) DiskUsage(ctx context.Context) (engineapi.DiskUsage, error) {
 	for _, l := range layers {
 		names := users[l.Key]
 		slices.Sort(names)
-		res.Layers = append(res.Layers, engineapi.LayerUsage{
-			Layer: l.Key, Blob: l.Blob, Kind: l.Kind, Size: l.DataSize, Present: l.Present, Disk: l.Disk,
-			Sealed: l.Sealed, Pinned: l.Pinned, InUse: l.InUse, LastUse: l.LastUse,
-			Images: slices.Compact(names), Problem: problemOf(&l),
-		})
+		u := usageOf(&l)
+		u.Images = slices.Compact(names)
+		res.Layers = append(res.Layers, u)
 	}
 	uppers, err := e.Uppers(ctx)
 	if err != nil {

@@ -80,4 +80,5 @@ type LayerInspect struct {
 	Compression string        `json:"compression,omitempty"`
 	Chains      []id.ChainKey `json:"chains"`          // stacks that it ends
 	Image       id.ImageID    `json:"image,omitempty"` // made by ImportLayer
+	Chain       id.ChainKey   `json:"chain,omitempty"` // which ImportLayer made
 }
