@@ -37,6 +37,10 @@ func (e *engine) keysOf(img *imagedb.Image) []id.LayerKey {
 
 // Pull implements engineapi.Puller.
 func (e *engine) Pull(ctx context.Context, req engineapi.PullRequest, report func(engineapi.Progress)) (engineapi.PullResult, error) {
+	if req.AllTags {
+		res, err := e.pullAll(ctx, req, report)
+		return res, advise(err)
+	}
 	ref, err := fetch.ParseReference(req.Reference)
 	if err != nil {
 		return engineapi.PullResult{}, err
