@@ -361,3 +361,24 @@ func candidates(ids []id.ImageID) string {
 	fmt.Fprintf(&b, " (%d)", len(ids))
 	return b.String()
 }
+
+// Familiar returns a full name in the form users type: ubuntu:14.04 of
+// docker.io/library/ubuntu:14.04.
+func Familiar(name string) string {
+	path, ok := strings.CutPrefix(name, "docker.io/")
+	if !ok {
+		return name
+	}
+	if official, ok := strings.CutPrefix(path, "library/"); ok && !strings.Contains(official, "/") {
+		return official
+	}
+	return path
+}
+
+// Repository returns a full name without its tag or digest.
+func Repository(name string) string {
+	if repo, _, ok := strings.Cut(name, "@"); ok {
+		return repo
+	}
+	return name[:max(0, strings.LastIndexByte(name, ':'))]
+}

@@ -152,7 +152,7 @@ func (e *engine) putCommitted(img imagedb.Image, keys []id.LayerKey, p *layerdb.
 		if err := e.images.Tag(name, imageID); err != nil {
 			return "", err
 		}
-		e.imageEvent("tag", &img, "name", familiar(name))
+		e.imageEvent("tag", &img, "name", imagedb.Familiar(name))
 	}
 	e.log.Info("committed", "reference", name, "image", imageID, "digest", img.ManifestDigest)
 	return imageID, nil

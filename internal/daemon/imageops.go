@@ -71,7 +71,7 @@ func (e *engine) tags(imageID id.ImageID) []string {
 	var list []string
 	for _, n := range e.images.References(imageID) {
 		if !strings.Contains(n, "@") {
-			list = append(list, familiar(n))
+			list = append(list, imagedb.Familiar(n))
 		}
 	}
 	return list

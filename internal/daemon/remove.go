@@ -123,7 +123,7 @@ func (r *removal) take(img imagedb.Image) error {
 	}
 	r.untagged(&img, gone)
 	for _, n := range gone {
-		e.imageEvent("untag", &img, "reference", familiar(n))
+		e.imageEvent("untag", &img, "reference", imagedb.Familiar(n))
 	}
 	freed, err := e.layers.Release(imageOwner + string(img.ID))
 	r.items = append(r.items, engineapi.DeleteItem{Deleted: string(img.ID)})
@@ -148,7 +148,7 @@ func (r *removal) take(img imagedb.Image) error {
 // untagged tells of names that are gone.
 func (r *removal) untagged(img *imagedb.Image, gone []string) {
 	for _, n := range gone {
-		r.items = append(r.items, engineapi.DeleteItem{Untagged: familiar(n)})
+		r.items = append(r.items, engineapi.DeleteItem{Untagged: imagedb.Familiar(n)})
 	}
 }
 
@@ -186,12 +186,4 @@ func oneRepository(names []string) bool {
 		}
 	}
 	return len(names) > 0 && tags <= 1
-}
-
-// familiar returns a full name as users type it.
-func familiar(name string) string {
-	if ref, err := fetch.ParseReference(name); err == nil {
-		return ref.Familiar()
-	}
-	return name
 }

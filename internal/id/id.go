@@ -181,6 +181,9 @@ func (k *LayerKey) UnmarshalText(t []byte) error { return unmarshal(k, t) }
 func (c *ChainKey) UnmarshalText(t []byte) error { return unmarshal(c, t) }
 
 func parse[T ~string](s string) (T, error) {
+	if wellFormed(s) { // of thousands, when a store is opened
+		return T(s), nil
+	}
 	d, err := digest.Parse(s)
 	if err != nil {
 		return "", fmt.Errorf("digest %q: %w", s, err)
@@ -189,6 +192,19 @@ func parse[T ~string](s string) (T, error) {
 		return "", fmt.Errorf("digest %q: only sha256 is supported", s)
 	}
 	return T(d), nil
+}
+
+// wellFormed reports whether s is "sha256:" and 64 lower-case hexadecimal digits.
+func wellFormed(s string) bool {
+	if len(s) != len(prefix)+2*sha256.Size || s[:len(prefix)] != prefix {
+		return false
+	}
+	for i := len(prefix); i < len(s); i++ {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 func of[T ~string](b []byte) T { return from[T](sha256.Sum256(b)) }

@@ -93,6 +93,7 @@ func Scan(db *badger.DB, prefix string, visit func(rest string, value []byte) er
 	return db.View(func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
 		o.Prefix = []byte(prefix)
+		o.PrefetchValues = false // it costs a goroutine each; they are mapped, or in memory
 		it := txn.NewIterator(o)
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {
