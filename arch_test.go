@@ -50,7 +50,7 @@ var imports = map[string][]string{
 	// Not part of the binary.
 	"internal/imgtest": {"internal/id", "internal/erofs"},
 	"internal/demo":    {"internal/fault", "internal/imgtest"},
-	"internal/bench":   {"internal/imgtest"},
+	"internal/bench":   {"internal/imgtest", "internal/id", "internal/erofs", "internal/metadb", "imagedb", "layerdb", "union"},
 }
 
 // testOnly packages may be imported by any test and by no shipped package.

@@ -52,7 +52,7 @@ func run() (err error) {
 	flag.StringVar(&b.imgfs, "imgfs", "bin/imgfs", "binary under test")
 	flag.StringVar(&b.dir, "dir", ".bench", "working directory, on the file system to be measured")
 	flag.IntVar(&b.rounds, "rounds", 5, "rounds per figure")
-	flag.StringVar(&only, "only", "trees,large,pull,mount,lazy,write", "parts to run, comma separated; write stands for write-names, -data, -trees, -copyup and -default, lazy for lazy-first and -local")
+	flag.StringVar(&only, "only", "trees,large,pull,mount,lazy,write", "parts to run, comma separated; also images; write stands for write-names, -data, -trees, -copyup and -default, lazy for lazy-first and -local")
 	flag.StringVar(&images, "images", "", "images of the lazy parts, comma separated, all if empty: debian-only, debian-python, debian-node, debian-toolchain")
 	loop := flag.String("loopback", "", "serve go-fuse's loopback of this directory on the one that the argument names (the bench starts that itself)")
 	flag.Parse()
@@ -79,6 +79,9 @@ func run() (err error) {
 			f()
 		}
 	}()
+	if only == "images" { // needs none of the images
+		return b.manyImagesStore(ctx)
+	}
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
@@ -88,7 +91,8 @@ func run() (err error) {
 	}{{"trees", b.trees}, {"large", b.large}, {"pull", b.pull}, {"mount", b.mount},
 		{"lazy-first", b.lazyFirst}, {"lazy-local", b.lazyLocal},
 		{"write-names", b.writeNames}, {"write-data", b.writeData}, {"write-trees", b.writeTrees},
-		{"write-copyup", b.copyUp}, {"write-default", b.writeDefault}}
+		{"write-copyup", b.copyUp}, {"write-default", b.writeDefault},
+		{"images", b.manyImagesStore}}
 	for _, p := range parts {
 		group, _, _ := strings.Cut(p.name, "-")
 		if asked := strings.Split(only, ","); !slices.Contains(asked, p.name) && !slices.Contains(asked, group) {
