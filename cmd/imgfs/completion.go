@@ -326,7 +326,7 @@ func images(ctx context.Context, root string) []candidate {
 	if err != nil {
 		return nil
 	}
-	list, err := engineapi.New(p.Socket).Images(ctx, nil)
+	list, err := engineapi.New(p.Socket).Images(ctx, nil, engineapi.ListOptions{})
 	if err != nil {
 		return nil
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,25 +18,34 @@ func imagesCommand() *cli.Command {
 		Name: "images", ArgsUsage: "[REPOSITORY[:TAG]]",
 		Usage: "list the images in the store",
 		Description: `
+SIZE counts the files of an image, as docker does; CACHED is how much of its
+layers is here, LAZY what would be fetched if it were read. An image that others
+were made of, and that has no name, is only shown with -a. --tree shows the
+images that are parts of one name, and in IN USE whether one is mounted.
+
 Filters (-f): dangling=BOOL, reference=PATTERN, label=KEY[=VALUE],
-before=IMAGE, since=IMAGE, until=TIME.
+label!=KEY[=VALUE], before=IMAGE, since=IMAGE, until=TIME, mounted=BOOL,
+cached=BOOL.
 Template fields: .ID .Repository .Tag .Digest .CreatedSince .CreatedAt .Size
+.SharedSize .UniqueSize .Containers .Cached .Lazy
 
 Examples:
   imgfs images
   imgfs images ubuntu
+  imgfs images --tree
   imgfs images -q --no-trunc -f dangling=true
   imgfs images --format 'table {{.ID}}\t{{.Repository}}:{{.Tag}}'
   imgfs images --format json
 
-` + exitsText(fault.Failed, fault.Invalid, fault.Unavailable),
+` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Unavailable),
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "show all images (there are no hidden ones; for docker's sake)"},
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "show also images without a name that others were made of"},
 			&cli.BoolFlag{Name: "digests", Usage: "show digests"},
 			&cli.StringSliceFlag{Name: "filter", Aliases: []string{"f"}, Usage: "`KEY=VALUE` list only what matches"},
 			formatFlag(),
 			&cli.BoolFlag{Name: "no-trunc", Usage: "do not shorten IDs"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print IDs only"},
+			&cli.BoolFlag{Name: "tree", Usage: "show what each name stands for, by platform"},
 		},
 		Action: listImages,
 	})
@@ -44,24 +55,44 @@ func formatFlag() cli.Flag {
 	return &cli.StringFlag{Name: "format", Usage: "`TEMPLATE` Go template, json, table, or 'table TEMPLATE'"}
 }
 
-// imageRow is one line of `imgfs images`; names and meanings are docker's.
+// imageRow is one line of `imgfs images`; names and meanings are docker's, but
+// for the last two.
 type imageRow struct {
+	Containers   string
+	CreatedAt    string
+	CreatedSince string
+	Digest       string
 	ID           string
 	Repository   string
-	Tag          string
-	Digest       string
-	CreatedSince string
-	CreatedAt    string
+	SharedSize   string
 	Size         string
+	Tag          string
+	UniqueSize   string
+	Cached, Lazy string
 }
 
 var imageHead = imageRow{ID: "IMAGE ID", Repository: "REPOSITORY", Tag: "TAG", Digest: "DIGEST",
-	CreatedSince: "CREATED", CreatedAt: "CREATED AT", Size: "SIZE"}
+	CreatedSince: "CREATED", CreatedAt: "CREATED AT", Size: "SIZE", SharedSize: "SHARED SIZE",
+	UniqueSize: "UNIQUE SIZE", Containers: "CONTAINERS", Cached: "CACHED", Lazy: "LAZY"}
 
 const (
-	imageTable       = `{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}`
-	imageTableDigest = `{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}`
+	imageTable       = `{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.Cached}}\t{{.Lazy}}`
+	imageTableDigest = `{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.Cached}}\t{{.Lazy}}`
 )
+
+// filterFlags returns what --filter says, in lower case, as docker has it.
+func filterFlags(c *cli.Context) (map[string][]string, error) {
+	filters := map[string][]string{}
+	for _, f := range c.StringSlice("filter") {
+		k, v, ok := strings.Cut(f, "=")
+		if !ok {
+			return nil, fault.New(fault.Invalid, "invalid filter %q: not KEY=VALUE", f)
+		}
+		k = strings.ToLower(strings.TrimSpace(k))
+		filters[k] = append(filters[k], strings.TrimSpace(v))
+	}
+	return filters, nil
+}
 
 func listImages(c *cli.Context) error {
 	if err := argsBetween(c, 0, 1); err != nil {
@@ -70,38 +101,56 @@ func listImages(c *cli.Context) error {
 	if err := checkFormat(c); err != nil {
 		return err
 	}
-	filters := map[string][]string{}
-	for _, f := range c.StringSlice("filter") {
-		k, v, ok := strings.Cut(f, "=")
-		if !ok {
-			return fault.New(fault.Invalid, "invalid filter %q: not KEY=VALUE", f)
-		}
-		k = strings.ToLower(strings.TrimSpace(k))
-		filters[k] = append(filters[k], strings.TrimSpace(v))
+	filters, err := filterFlags(c)
+	if err != nil {
+		return err
 	}
 	if c.NArg() == 1 {
 		filters["reference"] = append(filters["reference"], c.Args().First())
+	}
+	format, quiet := c.String("format"), c.Bool("quiet")
+	if c.Bool("tree") {
+		for _, f := range []string{"quiet", "digests", "format"} {
+			if c.IsSet(f) {
+				return fault.New(fault.Invalid, "--%s is not yet supported with --tree", f)
+			}
+		}
 	}
 	client, err := connect(c)
 	if err != nil {
 		return err
 	}
-	list, err := client.Images(c.Context, filters)
+	table := format == "" || format == "table"
+	list, err := client.Images(c.Context, filters, engineapi.ListOptions{
+		All:        c.Bool("all"),
+		Manifests:  c.Bool("tree"),
+		Cached:     table && !quiet || format == "json" || strings.Contains(format, ".Cached") || strings.Contains(format, ".Lazy"),
+		SharedSize: strings.Contains(format, ".SharedSize") || strings.Contains(format, ".UniqueSize") || strings.Contains(format, ".Containers"),
+	})
 	if err != nil {
 		return err
 	}
-	if c.Bool("quiet") && c.String("format") == "" {
-		for _, i := range list {
-			fmt.Fprintln(c.App.Writer, imageID(i, c.Bool("no-trunc")))
+	for _, i := range list {
+		if i.Broken != "" {
+			fmt.Fprintf(c.App.ErrWriter, "warning: image %s is damaged: %s; imgfs fsck --repair\n", i.ID.Short(), oneLine(i.Broken))
 		}
-		return nil
 	}
-	format, standard := c.String("format"), imageTable
+	if c.Bool("tree") {
+		return printTree(c.App.Writer, list, c.Bool("no-trunc"))
+	}
+	if quiet && format == "" {
+		out := bufio.NewWriter(c.App.Writer)
+		for _, i := range list {
+			fmt.Fprintln(out, imageID(i, c.Bool("no-trunc")))
+		}
+		return out.Flush()
+	}
+	standard := imageTable
 	if c.Bool("digests") {
 		standard = imageTableDigest
 	}
 	digests := c.Bool("digests") || asksDigest(format)
-	var rows []imageRow
+	rows := make([]imageRow, 0, len(list))
 	for _, i := range list {
 		rows = append(rows, imageRows(i, digests, c.Bool("no-trunc"))...)
 	}
@@ -121,13 +170,26 @@ func imageID(i engineapi.ImageSummary, long bool) string {
 
 const none = "<none>"
 
+// notAsked stands where a figure was not computed.
+const notAsked = "N/A"
+
 // imageRows returns one row for each tag of an image; with digests, one for
 // each pair of a tag and a digest of its repository; for a repository known
 // by digest only, one without a tag; and one without a name for an image
 // that has none.
 func imageRows(i engineapi.ImageSummary, digests, long bool) []imageRow {
 	base := imageRow{ID: imageID(i, long), Repository: none, Tag: none, Digest: none,
-		CreatedSince: since(time.Unix(i.Created, 0)), CreatedAt: time.Unix(i.Created, 0).String(), Size: size(i.Size)}
+		CreatedSince: since(time.Unix(i.Created, 0)), CreatedAt: time.Unix(i.Created, 0).String(), Size: size(i.Size),
+		SharedSize: notAsked, UniqueSize: notAsked, Containers: notAsked, Cached: notAsked, Lazy: notAsked}
+	if i.SharedSize >= 0 {
+		base.SharedSize, base.UniqueSize = size(i.SharedSize), size(i.Size-i.SharedSize)
+	}
+	if i.Containers >= 0 {
+		base.Containers = strconv.FormatInt(i.Containers, 10)
+	}
+	if i.Cached != nil && i.Lazy != nil {
+		base.Cached, base.Lazy = size(*i.Cached), size(*i.Lazy)
+	}
 	byRepo := map[string][]string{} // digests
 	var order []string              // repositories that have digests
 	for _, d := range i.RepoDigests {

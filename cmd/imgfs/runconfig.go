@@ -29,7 +29,7 @@ func configOf(c *cli.Context, client *engineapi.Client, m engineapi.Mount) (imag
 	if m.ID == "" {
 		return config, nil
 	}
-	i, err := client.Inspect(c.Context, string(m.ImageID))
+	i, err := client.Inspect(c.Context, string(m.ImageID), engineapi.InspectOptions{})
 	if fault.KindOf(err) == fault.NotFound {
 		return config, nil // removed, while its layers are kept for the mount
 	}

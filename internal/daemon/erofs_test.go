@@ -69,7 +69,7 @@ func TestErofs(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].ID != ids[kept] || list[0].ImageID != imageID {
 		t.Fatalf("mounts after the kill: %+v %v", list, err)
 	}
-	if _, err := c.Remove(ctx, ref, false); fault.KindOf(err) != fault.Conflict {
+	if _, err := c.Remove(ctx, ref, engineapi.RemoveOptions{}); fault.KindOf(err) != fault.Conflict {
 		t.Errorf("image of a mount removed: %v", err)
 	}
 	if err := fs.Unmount(kept, false); err != nil {

@@ -29,7 +29,7 @@ func TestLayout(t *testing.T) {
 	if _, err := c.Pull(ctx, engineapi.PullRequest{Reference: ref}, nil); err != nil {
 		t.Fatal(err)
 	}
-	img, err := c.Inspect(ctx, ref)
+	img, err := c.Inspect(ctx, ref, engineapi.InspectOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestLayout(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "images", reg.host(), "lib/nosuch:1")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no such name: %v", err)
 	}
-	if list, err := c.Images(ctx, nil); err != nil || len(list) != 2 {
+	if list, err := c.Images(ctx, nil, engineapi.ListOptions{}); err != nil || len(list) != 2 {
 		t.Errorf("images: %v %v", list, err)
 	}
 

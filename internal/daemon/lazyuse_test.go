@@ -263,7 +263,7 @@ func TestTraceBeside(t *testing.T) {
 	wantTree(t, dir, content{"lib/middle": files["lib/middle"]})
 	asked(t, reg, "mount and a file foreseen", 10, 4<<20)
 	unmounted(t, d.client, m)
-	if _, err := d.client.Remove(testContext(t), img.ref, false); err != nil {
+	if _, err := d.client.Remove(testContext(t), img.ref, engineapi.RemoveOptions{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -301,7 +301,7 @@ func TestSchema1(t *testing.T) {
 	}
 	asked(t, reg, "what is known", 0, 0)
 	unmounted(t, d.client, m)
-	img, err := d.client.Inspect(testContext(t), reg.Host+"/x:1")
+	img, err := d.client.Inspect(testContext(t), reg.Host+"/x:1", engineapi.InspectOptions{})
 	if err != nil || len(img.RootFS.Layers) != 3 || img.RootFS.Layers[0] != below.diff || img.RootFS.Layers[2] != above.diff {
 		t.Errorf("inspect: %+v, %v", img, err)
 	}

@@ -67,7 +67,7 @@ func TestTwoPlatforms(t *testing.T) {
 			t.Fatalf("pull for %s: %v %v, want %v", tt.platform, res.ImageID, err, tt.want)
 		}
 		for _, name := range []string{ref, strings.TrimSuffix(ref, ":latest") + "@" + string(res.Digest)} {
-			if img, err := d.client.Inspect(ctx, name); err != nil || img.ID != tt.want {
+			if img, err := d.client.Inspect(ctx, name, engineapi.InspectOptions{}); err != nil || img.ID != tt.want {
 				t.Errorf("%s after a pull for %s: %v %v, want %v", name, tt.platform, img.ID, err, tt.want)
 			}
 		}

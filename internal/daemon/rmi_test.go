@@ -31,11 +31,11 @@ func TestRemoveMounted(t *testing.T) {
 		string(imageID): inUse, imageID.Short(): inUse,
 		ref: fmt.Sprintf("conflict: unable to remove repository reference %q (must force) - mount %s is using its referenced image %s", ref, dir, imageID.Short()),
 	} {
-		if _, err := c.Remove(ctx, name, false); err == nil || err.Error() != want || fault.KindOf(err) != fault.Conflict {
+		if _, err := c.Remove(ctx, name, engineapi.RemoveOptions{}); err == nil || err.Error() != want || fault.KindOf(err) != fault.Conflict {
 			t.Errorf("rmi %s: got %v, want %s", name, err, want)
 		}
 	}
-	items, err := c.Remove(ctx, ref, true)
+	items, err := c.Remove(ctx, ref, engineapi.RemoveOptions{Force: true})
 	if err != nil || len(items) < 2 || items[0].Untagged != ref {
 		t.Fatalf("rmi -f: %v %v", items, err)
 	}
@@ -74,7 +74,7 @@ func TestRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_, err := d.client.Remove(ctx, string(imageID), false)
+	_, err := d.client.Remove(ctx, string(imageID), engineapi.RemoveOptions{})
 	if want := "conflict: unable to delete " + imageID.Short() + " (must be forced) - image is referenced in multiple repositories"; err == nil || err.Error() != want {
 		t.Errorf("by ID: got %v, want %s", err, want)
 	}
@@ -86,7 +86,7 @@ func TestRemove(t *testing.T) {
 		{two, []string{two, "@"}}, // the last tag of its repository takes the digest along
 		{imageID.Short(), []string{three, "@", "deleted"}},
 	} {
-		items, err := d.client.Remove(ctx, tt.name, false)
+		items, err := d.client.Remove(ctx, tt.name, engineapi.RemoveOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -237,7 +237,7 @@ func TestForms(t *testing.T) {
 			if err := c.WaitGone(ctx, m.ID); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.Remove(ctx, ref, true); err != nil { // or the next would find the layers
+			if _, err := c.Remove(ctx, ref, engineapi.RemoveOptions{Force: true}); err != nil { // or the next would find the layers
 				t.Fatal(err)
 			}
 			if _, err := c.GC(ctx); err != nil {

@@ -356,7 +356,7 @@ func TestUpperRetains(t *testing.T) {
 	}
 	writeFile(t, filepath.Join(dir, "b"), "two")
 	unmounted(t, r.client, m)
-	if _, err := r.client.Remove(ctx, ref, false); err != nil {
+	if _, err := r.client.Remove(ctx, ref, engineapi.RemoveOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.client.GC(ctx); err != nil {

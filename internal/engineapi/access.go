@@ -90,8 +90,8 @@ func wholeUsers() bool {
 	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
 }
 
-// who names the client of a request for the log.
-func who(r *http.Request) string {
+// ClientOf names the client of a request for the log.
+func ClientOf(r *http.Request) string {
 	name := PeerFrom(r.Context()).Name
 	if r.TLS != nil {
 		name += certificateName(r.TLS)

@@ -3,7 +3,6 @@ package engineapi
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,83 +66,10 @@ func (c *Client) Ping(ctx context.Context) (string, error) {
 	return res.Header.Get(VersionHeader), nil
 }
 
-// Version returns the daemon's version.
-func (c *Client) Version(ctx context.Context) (Version, error) {
-	var v Version
-	return v, c.get(ctx, "/version", nil, &v)
-}
-
 // Status returns the daemon's state.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	return s, c.get(ctx, "/imgfs/v1/status", nil, &s)
-}
-
-// Images lists images, newest first. Filters are docker's: dangling,
-// reference, label, before, since, until; nil lists all.
-func (c *Client) Images(ctx context.Context, filters map[string][]string) ([]ImageSummary, error) {
-	q := url.Values{}
-	if len(filters) > 0 {
-		set := map[string]map[string]bool{}
-		for k, vs := range filters {
-			set[k] = map[string]bool{}
-			for _, v := range vs {
-				set[k][v] = true
-			}
-		}
-		b, err := json.Marshal(set)
-		if err != nil {
-			return nil, fmt.Errorf("filters: %w", err)
-		}
-		q.Set("filters", string(b))
-	}
-	var list []ImageSummary
-	return list, c.get(ctx, "/images/json", q, &list)
-}
-
-// optionsHeader returns the header that r travels in, as it may hold secrets.
-func optionsHeader(r RegistryOptions) (http.Header, error) {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("registry options: %w", err)
-	}
-	return http.Header{RegistryHeader: {base64.URLEncoding.EncodeToString(b)}}, nil
-}
-
-// Pull pulls an image; report, if not nil, is called with every step, from
-// the calling goroutine.
-func (c *Client) Pull(ctx context.Context, req PullRequest, report func(Progress)) (PullResult, error) {
-	h, err := optionsHeader(req.Registry)
-	if err != nil {
-		return PullResult{}, err
-	}
-	q := url.Values{"fromImage": {req.Reference}}
-	if req.Platform != "" {
-		q.Set("platform", req.Platform)
-	}
-	res, err := c.do(ctx, http.MethodPost, "/images/create", q, h, nil)
-	if err != nil {
-		return PullResult{}, err
-	}
-	defer res.Body.Close()
-	var result PullResult
-	return result, readStream(ctx, res.Body, report, &result)
-}
-
-// Inspect returns one image. Name is a reference, an image ID or a prefix.
-func (c *Client) Inspect(ctx context.Context, name string) (ImageInspect, error) {
-	var i ImageInspect
-	return i, c.get(ctx, "/images/"+name+"/json", nil, &i)
-}
-
-// Remove removes a name, and with its last name the image.
-func (c *Client) Remove(ctx context.Context, name string, force bool) ([]DeleteItem, error) {
-	q := url.Values{}
-	if force {
-		q.Set("force", "1")
-	}
-	var items []DeleteItem
-	return items, c.call(ctx, http.MethodDelete, "/images/"+name, q, nil, &items)
 }
 
 // Mounts lists the live mounts, oldest first.

@@ -3,8 +3,6 @@ package engineapi
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -115,21 +113,10 @@ func (s *server) changes(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, list)
 }
 
-// export streams a tar. Its first bytes are the header of the reply, so that
-// an error before them is a reply of its own; one behind them is a trailer.
 func (s *server) export(w http.ResponseWriter, r *http.Request) error {
-	b := &begun{w: w}
-	err := s.engine.Export(r.Context(), sourceOf(r.URL.Query()), boolParam(r, "layer"), b)
-	if err == nil || !b.yes {
-		return err
-	}
-	s.log.Warn("export", "err", err)
-	text, jerr := json.Marshal(WireError(err))
-	if jerr != nil {
-		return jerr
-	}
-	w.Header().Set(errorTrailer, string(text))
-	return nil
+	return s.sendTar(w, func(w io.Writer) error {
+		return s.engine.Export(r.Context(), sourceOf(r.URL.Query()), boolParam(r, "layer"), w)
+	})
 }
 
 // begun writes the header before the first bytes.
@@ -183,27 +170,7 @@ func (c *Client) Export(ctx context.Context, s Source, layer bool, w io.Writer) 
 	if layer {
 		q.Set("layer", "1")
 	}
-	res, err := c.do(ctx, http.MethodGet, "/imgfs/v1/export", q, nil, nil)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	out := &failing{w: w}
-	if _, err := io.Copy(out, res.Body); err != nil {
-		if out.err != nil {
-			return fmt.Errorf("export: %w", out.err)
-		}
-		return lost(ctx, err)
-	}
-	text := res.Trailer.Get(errorTrailer)
-	if text == "" {
-		return nil
-	}
-	var e Error
-	if err := json.Unmarshal([]byte(text), &e); err != nil {
-		return errors.New(text)
-	}
-	return e.Err()
+	return c.receiveTar(ctx, "/imgfs/v1/export", q, w)
 }
 
 // failing remembers that it was w that failed.

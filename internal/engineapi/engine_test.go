@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
@@ -40,7 +41,7 @@ func (e *engine) Inspect(_ context.Context, name string, _ InspectOptions) (Imag
 				return *e.inspect, nil
 			}
 			if t == name {
-				return ImageInspect{ID: i.ID, RepoTags: i.RepoTags, Config: json.RawMessage("{}")}, nil
+				return ImageInspect{ID: i.ID, RepoTags: i.RepoTags, Created: time.Unix(i.Created, 0).Format(time.RFC3339Nano), Config: json.RawMessage("{}")}, nil
 			}
 		}
 	}
@@ -53,6 +54,10 @@ func (e *engine) Remove(_ context.Context, name string, o RemoveOptions) ([]Dele
 
 func (e *engine) Pull(_ context.Context, req PullRequest, report func(Progress)) (PullResult, error) {
 	return e.pull(req, report)
+}
+
+func (e *engine) DiskUsage(context.Context) (DiskUsage, error) {
+	return DiskUsage{Layers: []LayerUsage{{Size: 100, Present: 40}, {Size: 7, Present: 7}}, Limit: 1 << 20}, nil
 }
 
 func (e *engine) Mounts(context.Context) ([]Mount, error) { return []Mount{{ID: "m"}}, nil }
@@ -185,15 +190,15 @@ func TestRoutes(t *testing.T) {
 		{"GET /_ping", 200, "OK"},
 		{"HEAD /_ping", 200, ""},
 		{"GET /v1.24/_ping", 200, "OK"},
-		{"GET /v1.50/version", 200, `"ApiVersion":"1.50","MinAPIVersion":"1.24"`},
+		{"GET /v1.50/version", 200, `"ApiVersion":"1.52","MinAPIVersion":"1.24"`},
 		{"GET /version", 200, `"Os":"linux"`},
-		{"GET /v1.51/version", 400, `{"message":"client version 1.51 is too new. Maximum supported API version is 1.50"`},
+		{"GET /v1.53/version", 400, `{"message":"client version 1.53 is too new. Maximum supported API version is 1.52"`},
 		{"GET /v2.0/version", 400, "is too new"},
 		{"GET /v1.23/images/json", 400, "client version 1.23 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version"},
 		{"GET /info", 200, `"Images":2`},
 		{"GET /images/json", 200, `[{"Id":"sha256:bb`},
 		{"GET /images/json?filters=%7B%22nope%22%3A%7B%22x%22%3Atrue%7D%7D", 400, "invalid filter 'nope'"},
-		{"GET /images/json?filters=%5B", 400, "invalid filters"},
+		{"GET /images/json?filters=%5B", 400, "invalid filter: "},
 		{"GET /v1.50/images/host:5000/u:1/json", 200, `"Id":"sha256:aa`},
 		{"GET /v1.50/images/no/such/image:1/json", 404, `{"message":"No such image: no/such/image:1"`},
 		{"DELETE /images/a/../b//c", 200, `"Untagged":"a/../b//c false"`},
@@ -202,14 +207,12 @@ func TestRoutes(t *testing.T) {
 		{"GET /containers/json", 200, "[]"},
 		{"POST /containers/create?name=x", 501, "imgfs serves images only"},
 		{"POST /build", 501, "imgfs serves images only"},
-		{"GET /containers/x/json", 404, `{"message":"page not found"`},
-		{"GET /networks/x", 404, "page not found"},
+		{"GET /containers/x/json", 404, `{"message":"No such container: x"`},
+		{"GET /networks/x", 404, "No such network: x"},
 		{"GET /", 404, "page not found"},
 		{"GET /versions", 404, "page not found"},
 		{"PUT /images/json", 404, "page not found"},
 		{"POST /images/create", 400, "fromImage is missing"},
-		{"POST /images/create?fromImage=x", 501, "does not pull all tags"},
-		{"POST /images/create?fromSrc=-", 501, "does not import"},
 		{"POST /imgfs/v1/mounts", 400, "needs the header Upgrade"},
 		{"GET /imgfs/v1/mounts", 200, `"id":"m"`},
 		{"POST /imgfs/v1/gc", 200, `"reclaimed":5`},
@@ -251,11 +254,11 @@ func TestFilters(t *testing.T) {
 		{map[string][]string{"since": {"ubuntu:14.04"}}, "b c"},
 		{map[string][]string{"since": {"nope"}}, "No such image: nope"},
 		{map[string][]string{"until": {"15"}}, "a"},
-		{map[string][]string{"until": {"1970-01-01T00:00:25"}}, "c a"},
-		{map[string][]string{"until": {"monday"}}, "invalid filter 'until=monday'"},
+		{map[string][]string{"until": {"1970-01-01T00:00:25Z"}}, "c a"},
+		{map[string][]string{"until": {"monday"}}, "failed to parse value as time or duration: \"monday\""},
 		{map[string][]string{"label": {"k"}, "reference": {"busybox"}}, "c"},
 	} {
-		list, err := c.Images(context.Background(), tt.filters)
+		list, err := c.Images(context.Background(), tt.filters, ListOptions{})
 		var got []string
 		for _, i := range list {
 			got = append(got, i.ID.Hex()[:1])
@@ -268,7 +271,7 @@ func TestFilters(t *testing.T) {
 			t.Errorf("%v: got %q, want %q", tt.filters, s, tt.want)
 		}
 	}
-	list, err := c.Images(context.Background(), map[string][]string{"reference": {"ubuntu"}})
+	list, err := c.Images(context.Background(), map[string][]string{"reference": {"ubuntu"}}, ListOptions{})
 	if err != nil || len(list) != 1 || len(list[0].RepoTags) != 1 {
 		t.Errorf("only the names that match are shown: %v %v", list, err)
 	}
@@ -442,7 +445,7 @@ func TestSkew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := &http.Server{Handler: &server{engine: &engine{}, log: slog.New(slog.DiscardHandler), build: Build{Version: "v9"}}}
+	other := &http.Server{Handler: &server{engine: &engine{}, log: slog.New(slog.DiscardHandler), build: Build{Version: "v9"}, router: newRouter(routes)}}
 	go other.Serve(l)
 	t.Cleanup(func() { other.Close() })
 	c = New(socket)

@@ -3,14 +3,13 @@ package engineapi
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
+	"math"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/imgfs/imgfs/internal/fault"
-	"github.com/imgfs/imgfs/internal/id"
 )
 
 // filters are docker's list filters: by key, the values of which one must
@@ -20,8 +19,12 @@ type filters map[string][]string
 // maxFilters bounds the number of values of a request.
 const maxFilters = 1000
 
-// parseFilters reads {"key":{"value":true}} or the old {"key":["value"]}.
-func parseFilters(s string) (filters, error) {
+// listFilters are those of GET /images/json; the last two are ours.
+var listFilters = []string{"dangling", "reference", "label", "label!", "before", "since", "until", "mounted", "cached"}
+
+// parseFilters reads {"key":{"value":true}} or the old {"key":["value"]}. Keys
+// other than these are refused; none: any will do.
+func parseFilters(s string, keys ...string) (filters, error) {
 	if s == "" {
 		return nil, nil
 	}
@@ -37,104 +40,156 @@ func parseFilters(s string) (filters, error) {
 			slices.Sort(f[k])
 		}
 	} else if err := json.Unmarshal([]byte(s), &f); err != nil {
-		return nil, fault.New(fault.Invalid, "invalid filters: %w", err)
+		return nil, fault.New(fault.Invalid, "invalid filter: %w", err)
 	}
 	n := 0
-	for k, vs := range f {
-		switch k {
-		case "dangling", "reference", "label", "before", "since", "until":
-		default:
+	for _, k := range slices.Sorted(maps.Keys(f)) {
+		if len(keys) > 0 && !slices.Contains(keys, k) {
 			return nil, fault.New(fault.Invalid, "invalid filter '%s'", k)
 		}
-		if n += len(vs); n > maxFilters {
-			return nil, fault.New(fault.Invalid, "invalid filters: more than %d values", maxFilters)
+		if n += len(f[k]); n > maxFilters {
+			return nil, fault.New(fault.Invalid, "invalid filter: more than %d values", maxFilters)
 		}
 	}
 	return f, nil
 }
 
-// apply returns the images of list that f keeps, newest first. Of an image
-// kept by reference only the names that matched are left. created returns
-// the creation time of the image called name.
-func (f filters) apply(list []ImageSummary, created func(name string) (int64, error)) ([]ImageSummary, error) {
-	out := make([]ImageSummary, 0, len(list))
-	for _, img := range list {
-		keep, err := f.keeps(&img, created)
+// flag reads a filter that is true or false; nil if it is not there.
+func (f filters) flag(key string) (*bool, error) {
+	vs := f[key]
+	if len(vs) == 0 {
+		return nil, nil
+	}
+	on := slices.Contains([]string{"1", "true"}, vs[0])
+	if len(vs) > 1 || !on && !slices.Contains([]string{"0", "false"}, vs[0]) {
+		return nil, fault.New(fault.Invalid, "invalid filter '%s=%s'", key, strings.Join(vs, ","))
+	}
+	return &on, nil
+}
+
+// selection is what filters of a list of images ask for.
+type selection struct {
+	is              []is
+	labels, without []string
+	before, since   int64 // seconds since 1970
+	references      []string
+}
+
+// is is a filter that is true or false.
+type is struct {
+	want bool
+	of   func(*ImageSummary) bool
+}
+
+// selection reads the filters of a list of images. created returns when the
+// image called name was made, in seconds since 1970.
+func (f filters) selection(created func(name string) (int64, error)) (*selection, error) {
+	s := &selection{
+		labels: f["label"], without: f["label!"], references: f["reference"],
+		before: math.MaxInt64, since: math.MinInt64,
+	}
+	for key, of := range map[string]func(*ImageSummary) bool{
+		"dangling": func(i *ImageSummary) bool { return len(i.RepoTags) == 0 },
+		"mounted":  func(i *ImageSummary) bool { return i.Containers > 0 },
+		"cached":   func(i *ImageSummary) bool { return i.Lazy != nil && *i.Lazy == 0 },
+	} {
+		want, err := f.flag(key)
 		if err != nil {
 			return nil, err
 		}
-		if keep {
-			out = append(out, img)
+		if want != nil {
+			s.is = append(s.is, is{*want, of})
 		}
+	}
+	for _, name := range f["before"] {
+		t, err := created(name)
+		if err != nil {
+			return nil, err
+		}
+		s.before = min(s.before, t)
+	}
+	for _, name := range f["since"] {
+		t, err := created(name)
+		if err != nil {
+			return nil, err
+		}
+		s.since = max(s.since, t)
+	}
+	for _, v := range f["until"] {
+		t, err := parseTime(v)
+		if err != nil {
+			return nil, err
+		}
+		s.before = min(s.before, t.Unix())
+	}
+	for _, p := range s.references {
+		if _, err := path.Match(p, ""); err != nil {
+			return nil, fault.New(fault.Invalid, "invalid filter 'reference=%s': %w", p, err)
+		}
+	}
+	return s, nil
+}
+
+// apply returns the images of list that s keeps, newest first. Of an image kept
+// by reference only the names that matched are left.
+func (s *selection) apply(list []ImageSummary) []ImageSummary {
+	out := make([]ImageSummary, 0, len(list))
+	for _, img := range list {
+		if !s.keeps(&img) {
+			continue
+		}
+		if len(s.references) > 0 {
+			img.RepoTags = matching(img.RepoTags, s.references)
+			img.RepoDigests = matching(img.RepoDigests, s.references)
+			if len(img.RepoTags)+len(img.RepoDigests) == 0 {
+				continue
+			}
+		}
+		out = append(out, img)
 	}
 	slices.SortFunc(out, func(a, b ImageSummary) int {
 		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 	})
-	return out, nil
+	return out
 }
 
-func (f filters) keeps(img *ImageSummary, created func(string) (int64, error)) (bool, error) {
-	if vs := f["dangling"]; len(vs) > 0 {
-		want, err := strconv.ParseBool(vs[0])
-		if err != nil || len(vs) > 1 {
-			return false, fault.New(fault.Invalid, "invalid filter 'dangling=%s'", strings.Join(vs, ","))
-		}
-		if want != (len(img.RepoTags) == 0) {
-			return false, nil
+func (s *selection) keeps(img *ImageSummary) bool {
+	for _, is := range s.is {
+		if is.of(img) != is.want {
+			return false
 		}
 	}
-	for _, l := range f["label"] {
+	return hasLabels(img.Labels, s.labels) &&
+		(len(s.without) == 0 || !hasLabels(img.Labels, s.without)) &&
+		img.Created < s.before && img.Created > s.since
+}
+
+// hasLabels reports whether labels have all that is wanted, KEY or KEY=VALUE.
+func hasLabels(labels map[string]string, want []string) bool {
+	for _, l := range want {
 		k, v, hasValue := strings.Cut(l, "=")
-		if have, ok := img.Labels[k]; !ok || hasValue && have != v {
-			return false, nil
+		if have, ok := labels[k]; !ok || hasValue && have != v {
+			return false
 		}
 	}
-	for _, name := range f["before"] {
-		if t, err := created(name); err != nil || img.Created >= t {
-			return false, err
-		}
-	}
-	for _, name := range f["since"] {
-		if t, err := created(name); err != nil || img.Created <= t {
-			return false, err
-		}
-	}
-	for _, v := range f["until"] {
-		t, err := parseTime(v)
-		if err != nil || img.Created >= t.Unix() {
-			return false, err
-		}
-	}
-	if patterns := f["reference"]; len(patterns) > 0 {
-		var err error
-		if img.RepoTags, err = matching(img.RepoTags, patterns); err != nil {
-			return false, err
-		}
-		if img.RepoDigests, err = matching(img.RepoDigests, patterns); err != nil {
-			return false, err
-		}
-		return len(img.RepoTags)+len(img.RepoDigests) > 0, nil
-	}
-	return true, nil
+	return true
 }
 
 // matching returns the names that a pattern matches, with or without the tag.
-func matching(names, patterns []string) ([]string, error) {
+//
+// Preconditions: the patterns are good.
+func matching(names, patterns []string) []string {
 	out := []string{}
 	for _, n := range names {
-		for _, p := range patterns {
-			a, err := path.Match(p, n)
-			if err != nil {
-				return nil, fault.New(fault.Invalid, "invalid filter 'reference=%s': %w", p, err)
-			}
-			b, _ := path.Match(p, withoutTag(n)) // the pattern is good
-			if a || b {
-				out = append(out, n)
-				break
-			}
+		if slices.ContainsFunc(patterns, func(p string) bool {
+			a, _ := path.Match(p, n)
+			b, _ := path.Match(p, withoutTag(n))
+			return a || b
+		}) {
+			out = append(out, n)
 		}
 	}
-	return out, nil
+	return out
 }
 
 func withoutTag(name string) string {
@@ -145,29 +200,4 @@ func withoutTag(name string) string {
 		return name[:i]
 	}
 	return name
-}
-
-// parseTime reads a time of day, seconds since 1970, or how long ago.
-func parseTime(s string) (time.Time, error) {
-	if d, err := time.ParseDuration(s); err == nil {
-		return time.Now().Add(-d), nil
-	}
-	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
-		return time.Unix(n, 0), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
-		if t, err := time.Parse(layout, s); err == nil {
-			return t, nil
-		}
-	}
-	return time.Time{}, fault.New(fault.Invalid, "invalid filter 'until=%s'", s)
-}
-
-func createdOf(list []ImageSummary, want id.ImageID) int64 {
-	for i := range list {
-		if list[i].ID == want {
-			return list[i].Created
-		}
-	}
-	return 0
 }

@@ -53,16 +53,18 @@ type IndexInfo struct {
 }
 
 // indexes serves what answers a query with a list of indexes.
-func (s *server) indexes(w http.ResponseWriter, r *http.Request, do func(context.Context, IndexRequest) ([]IndexInfo, error)) error {
-	req, err := indexRequest(r)
-	if err != nil {
-		return err
+func indexes(do func(Engine, context.Context, IndexRequest) ([]IndexInfo, error)) handler {
+	return func(s *server, w http.ResponseWriter, r *http.Request) error {
+		req, err := indexRequest(r)
+		if err != nil {
+			return err
+		}
+		list, err := do(s.engine, r.Context(), req)
+		if err != nil {
+			return err
+		}
+		return reply(w, list)
 	}
-	list, err := do(r.Context(), req)
-	if err != nil {
-		return err
-	}
-	return reply(w, list)
 }
 
 // indexRequest reads a query. Options of the registry travel in a header, since

@@ -124,24 +124,20 @@ type WhyLayer struct {
 	Hidden    string      `json:"hidden,omitempty"`    // by what it is hidden; "": it is seen
 }
 
-// pins serves /imgfs/v1/pins.
-func (s *server) pins(w http.ResponseWriter, r *http.Request) error {
-	if r.Method == http.MethodGet {
-		return replyOf(w, r, s.engine.Pins)
-	}
-	image := r.URL.Query().Get("image")
-	if r.Method == http.MethodDelete {
-		if err := s.engine.Unpin(r.Context(), image); err != nil {
-			return err
-		}
-		w.WriteHeader(http.StatusNoContent)
-		return nil
-	}
-	p, err := s.engine.Pin(r.Context(), image)
+func (s *server) pin(w http.ResponseWriter, r *http.Request) error {
+	p, err := s.engine.Pin(r.Context(), r.URL.Query().Get("image"))
 	if err != nil {
 		return err
 	}
 	return reply(w, p)
+}
+
+func (s *server) unpin(w http.ResponseWriter, r *http.Request) error {
+	if err := s.engine.Unpin(r.Context(), r.URL.Query().Get("image")); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 func (s *server) why(w http.ResponseWriter, r *http.Request) error {

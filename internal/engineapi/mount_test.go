@@ -176,7 +176,7 @@ func TestMountRequest(t *testing.T) {
 		{func(r *MountRequest) { r.Target = "/a\x00b" }, "not a clean absolute path"},
 		{func(r *MountRequest) { r.Driver = "aufs" }, `unknown driver "aufs"`},
 		{func(r *MountRequest) { r.Pull = "maybe" }, `unknown pull policy "maybe"`},
-		{func(r *MountRequest) { r.Image = strings.Repeat("x", 2<<20) }, "too large"},
+		{func(r *MountRequest) { r.Image = strings.Repeat("x", 2<<20) }, "is larger than"},
 	} {
 		req := testMount
 		tt.edit(&req)

@@ -1,9 +1,10 @@
 package engineapi
 
-import "net/http"
-
-// storeRoutes serves imgfs' own routes of the store as a whole: references, graph, fsck. done says that the
-// request was one of them.
-func (s *server) storeRoutes(w http.ResponseWriter, r *http.Request, path string) (done bool, err error) {
-	return false, nil
+// storeRoutes are imgfs' own routes of the store as a whole: references, graph,
+// fsck.
+var storeRoutes = []route{
+	{request: "GET /imgfs/v1/refs", serve: show(Engine.ExportRefs)},
+	{request: "GET /imgfs/v1/graph", serve: show(Engine.Graph)},
+	{request: "GET /imgfs/v1/documents/{}", serve: (*server).document},
+	{request: "POST /imgfs/v1/refs", serve: (*server).importRefs, body: maxRefs},
 }

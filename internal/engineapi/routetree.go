@@ -13,19 +13,12 @@ import (
 	"github.com/imgfs/imgfs/internal/fault"
 )
 
-// treeRoutes serves imgfs' own routes that read trees. done says that the
-// request was one of them.
-//
-//	POST /imgfs/v1/tree/list    a stream of steps and entries
-//	POST /imgfs/v1/tree/read    a stream of steps, an empty line, and the bytes
-func (s *server) treeRoutes(w http.ResponseWriter, r *http.Request, path string) (done bool, err error) {
-	switch r.Method + " " + path {
-	case "POST /imgfs/v1/tree/list":
-		return true, s.listTree(w, r)
-	case "POST /imgfs/v1/tree/read":
-		return true, s.readTree(w, r)
-	}
-	return false, nil
+// treeRoutes are imgfs' own routes that read trees.
+var treeRoutes = []route{
+	// A stream of steps and entries.
+	{request: "POST /imgfs/v1/tree/list", serve: (*server).listTree, reads: true},
+	// A stream of steps, an empty line, and the bytes.
+	{request: "POST /imgfs/v1/tree/read", serve: (*server).readTree, reads: true},
 }
 
 func treeRequest(r *http.Request) (TreeRequest, error) {

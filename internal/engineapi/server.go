@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -79,6 +80,7 @@ type Engine interface {
 	Registries
 	Archives
 	Trees
+	Documents
 	Refs
 	Fsck
 	Events
@@ -93,29 +95,14 @@ const (
 	idleTimeout   = 30 * time.Second // for a connection without a request
 )
 
-// NewServer returns a server of e, its limits set. It is served with
+// NewServer returns a server of e, its limits set; routes lists what it serves.
+// It is served with
 // Server.Serve on a listener that lets in only who may use e.
-//
-//	HEAD,GET /_ping                 GET /version, /info
-//	GET    /images/json             POST /images/create
-//	GET    /images/{name}/json      DELETE /images/{name}
-//	GET    /containers/json         (empty; containers/create and build: 501)
-//	GET    /imgfs/v1/mounts         POST /imgfs/v1/mounts (upgrade)
-//	POST   /imgfs/v1/mounts/{id}/wait
-//	GET    /imgfs/v1/uppers         GET, DELETE /imgfs/v1/uppers/{name}
-//	GET    /imgfs/v1/uppers/{name}/check
-//	POST   /imgfs/v1/uppers/{name}/convert
-//	GET    /imgfs/v1/changes        GET /imgfs/v1/export
-//	POST   /imgfs/v1/commit
-//	GET, POST, DELETE /imgfs/v1/indexes (POST: a stream of steps)
-//	POST   /imgfs/v1/convert, /imgfs/v1/warm, /imgfs/v1/verify (streams of steps)
-//	GET    /imgfs/v1/df             GET    /imgfs/v1/why
-//	GET, POST, DELETE /imgfs/v1/pins
-//	GET    /imgfs/v1/status         POST /imgfs/v1/gc, /imgfs/v1/shutdown
 func NewServer(e Engine, log *slog.Logger) *http.Server {
-	s := &server{engine: e, log: log, build: ThisBuild()}
+	s := &server{engine: e, log: log, build: ThisBuild(), router: newRouter(routes)}
 	return &http.Server{
-		Handler:           s,
+		Handler:           paced(s),
+		ConnContext:       withPeerOf,
 		MaxHeaderBytes:    maxHeader,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
@@ -127,10 +114,11 @@ type server struct {
 	engine Engine
 	log    *slog.Logger
 	build  Build
+	router *router
 }
 
-// ServeHTTP is the router. It is written out, since names of images hold
-// slashes, dots and colons, and must not be cleaned as paths are.
+// ServeHTTP answers one request. Routing is our own, since names of images
+// hold slashes, dots and colons, and must not be cleaned as paths are.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Api-Version", APIVersion)
@@ -138,115 +126,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Server", "imgfs/"+s.build.Version)
 	h.Set("Docker-Experimental", "false")
 	h.Set(VersionHeader, s.build.String())
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-
-	path, err := cutVersion(r.URL.Path)
-	if err == nil {
-		err = s.route(w, r, path)
-	}
-	if err != nil {
+	if err := s.route(w, r); err != nil {
 		s.fail(w, r, err)
 	}
-}
-
-// route serves one request; an error it returns has not been written yet.
-func (s *server) route(w http.ResponseWriter, r *http.Request, path string) error {
-	switch r.Method + " " + path {
-	case "HEAD /_ping", "GET /_ping":
-		return s.ping(w, r)
-	case "GET /version":
-		return reply(w, s.version())
-	case "GET /info":
-		return s.info(w, r)
-	case "GET /images/json":
-		return s.listImages(w, r)
-	case "POST /images/create":
-		return s.createImage(w, r)
-	case "GET /containers/json":
-		return reply(w, []struct{}{})
-	case "POST /containers/create", "POST /build":
-		// Not 404: docker would take that for a missing image and pull it.
-		return statusError{http.StatusNotImplemented, errors.New("imgfs serves images only")}
-	case "GET /imgfs/v1/mounts":
-		return replyOf(w, r, s.engine.Mounts)
-	case "POST /imgfs/v1/mounts":
-		return s.mount(w, r)
-	case "GET /imgfs/v1/uppers":
-		return replyOf(w, r, s.engine.Uppers)
-	case "GET /imgfs/v1/changes":
-		return s.changes(w, r)
-	case "GET /imgfs/v1/export":
-		return s.export(w, r)
-	case "POST /imgfs/v1/commit":
-		return s.commit(w, r)
-	case "GET /imgfs/v1/indexes":
-		return s.indexes(w, r, s.engine.ListIndexes)
-	case "POST /imgfs/v1/indexes":
-		return job(w, r, s.engine.PushIndex)
-	case "DELETE /imgfs/v1/indexes":
-		return s.indexes(w, r, s.engine.RemoveIndexes)
-	case "POST /imgfs/v1/convert":
-		return job(w, r, s.engine.Convert)
-	case "POST /imgfs/v1/warm":
-		return job(w, r, s.engine.Warm)
-	case "POST /imgfs/v1/verify":
-		return job(w, r, s.engine.Verify)
-	case "GET /imgfs/v1/df":
-		return replyOf(w, r, s.engine.DiskUsage)
-	case "GET /imgfs/v1/pins", "POST /imgfs/v1/pins", "DELETE /imgfs/v1/pins":
-		return s.pins(w, r)
-	case "GET /imgfs/v1/why":
-		return s.why(w, r)
-	case "GET /imgfs/v1/status":
-		return replyOf(w, r, s.engine.Status)
-	case "POST /imgfs/v1/gc":
-		return replyOf(w, r, s.engine.GC)
-	case "POST /imgfs/v1/shutdown":
-		return s.shutdown(w, r)
-	}
-	if id, ok := between(path, "/imgfs/v1/mounts/", "/wait"); ok && r.Method == http.MethodPost {
-		if err := s.engine.WaitGone(r.Context(), id); err != nil {
-			return err
-		}
-		w.WriteHeader(http.StatusNoContent)
-		return nil
-	}
-	if rest, ok := between(path, "/imgfs/v1/uppers/", ""); ok {
-		return s.upper(w, r, rest)
-	}
-	if name, ok := between(path, "/images/", "/json"); ok && r.Method == http.MethodGet {
-		img, err := s.engine.Inspect(r.Context(), name, InspectOptions{Platform: r.URL.Query().Get("platform")})
-		if err != nil {
-			return err
-		}
-		return reply(w, asInspected(r, img))
-	}
-	if name, ok := between(path, "/images/", ""); ok && r.Method == http.MethodDelete {
-		items, err := s.engine.Remove(r.Context(), name, RemoveOptions{Force: boolParam(r, "force"), NoPrune: boolParam(r, "noprune")})
-		if err != nil {
-			return err
-		}
-		return reply(w, items)
-	}
-	for _, serve := range []func(*server, http.ResponseWriter, *http.Request, string) (bool, error){
-		(*server).nameRoutes, (*server).registryRoutes, (*server).archiveRoutes, (*server).layerRoutes,
-		(*server).treeRoutes, (*server).storeRoutes, (*server).systemRoutes,
-	} {
-		if done, err := serve(s, w, r, path); done || err != nil {
-			return err
-		}
-	}
-	return fault.New(fault.NotFound, "page not found")
-}
-
-// between returns what stands between prefix and suffix, if anything does.
-func between(path, prefix, suffix string) (string, bool) {
-	s, ok := strings.CutPrefix(path, prefix)
-	if !ok {
-		return "", false
-	}
-	s, ok = strings.CutSuffix(s, suffix)
-	return s, ok && s != ""
 }
 
 // cutVersion takes the /v1.xx off a path and checks it.
@@ -287,6 +169,9 @@ type statusError struct {
 	error
 }
 
+// Unwrap keeps the kind.
+func (e statusError) Unwrap() error { return e.error }
+
 // fail writes err as the reply.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := statusOf(err)
@@ -315,19 +200,25 @@ func reply(w http.ResponseWriter, v any) error {
 	return nil
 }
 
-func replyOf[T any](w http.ResponseWriter, r *http.Request, get func(context.Context) (T, error)) error {
-	v, err := get(r.Context())
-	if err != nil {
-		return err
+// replyList writes a list, element by element: it may be long. nil is [].
+func replyList[T any](w http.ResponseWriter, list []T) error {
+	w.Header().Set("Content-Type", "application/json")
+	out := bufio.NewWriterSize(w, 32<<10)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	out.WriteByte('[')
+	for i := range list {
+		if b.Reset(); i > 0 {
+			b.WriteByte(',')
+		}
+		// What is in a list can be encoded; a client that has gone reads nothing.
+		if enc.Encode(&list[i]) != nil {
+			break
+		}
+		out.Write(bytes.TrimRight(b.Bytes(), "\n"))
 	}
-	return reply(w, v)
-}
-
-// boolParam reads a flag of the query as docker does.
-func boolParam(r *http.Request, name string) bool {
-	switch strings.ToLower(r.URL.Query().Get(name)) {
-	case "", "0", "no", "false", "none":
-		return false
-	}
-	return true
+	out.WriteString("]\n")
+	out.Flush()
+	return nil
 }

@@ -81,6 +81,15 @@ func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// waitGone answers when there is no such mount any more.
+func (s *server) waitGone(w http.ResponseWriter, r *http.Request) error {
+	if err := s.engine.WaitGone(r.Context(), name(r)); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
 // unixConn returns the socket under c, which a listener may have wrapped in a
 // type that has a method UnixConn; nil if there is none.
 func unixConn(c net.Conn) *net.UnixConn {

@@ -13,6 +13,7 @@ import (
 // Kind and hint of an error travel inside errorDetail, where docker's clients
 // ignore them. Aux is the result.
 type streamLine struct {
+	Stream      string          `json:"stream,omitempty"` // a line of text, of a load
 	Status      string          `json:"status,omitempty"`
 	ID          string          `json:"id,omitempty"`
 	Detail      *streamDetail   `json:"progressDetail,omitempty"`
@@ -49,11 +50,15 @@ func (s *stream) line(l streamLine) {
 
 // step writes how far something has come.
 func (s *stream) step(p Progress) {
-	s.line(streamLine{Status: p.Status, ID: p.ID, Detail: &streamDetail{p.Current, p.Total}})
+	l := streamLine{Status: p.Status, ID: p.ID}
+	if p != (Progress{Status: p.Status}) {
+		l.Detail = &streamDetail{p.Current, p.Total}
+	}
+	s.line(l)
 }
 
-// result writes the last line.
-func (s *stream) result(v any) error {
+// aux writes a value.
+func (s *stream) aux(v any) error {
 	b, err := json.Marshal(v)
 	if err == nil {
 		s.line(streamLine{Aux: b})
@@ -73,17 +78,27 @@ func (s *stream) fail(err error) error {
 
 // job serves what takes long and tells how far it is: a request in JSON, a
 // stream of steps and the result as the reply.
-func job[Q, R any](w http.ResponseWriter, r *http.Request, do func(context.Context, Q, func(Progress)) (R, error)) error {
-	var req Q
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+func job[Q, R any](do func(Engine, context.Context, Q, func(Progress)) (R, error)) handler {
+	return func(s *server, w http.ResponseWriter, r *http.Request) error {
+		var req Q
+		if err := readBody(r, &req); err != nil {
+			return err
+		}
+		st := &stream{w: w}
+		res, err := do(s.engine, r.Context(), req, st.step)
+		if err != nil {
+			return st.fail(err)
+		}
+		return st.aux(res)
+	}
+}
+
+// readBody decodes a request's body.
+func readBody(r *http.Request, into any) error {
+	if err := json.NewDecoder(r.Body).Decode(into); err != nil {
 		return fault.New(fault.Invalid, "request: %w", err)
 	}
-	st := &stream{w: w}
-	res, err := do(r.Context(), req, st.step)
-	if err != nil {
-		return st.fail(err)
-	}
-	return st.result(res)
+	return nil
 }
 
 // runJob is the client's side of job.
@@ -115,6 +130,7 @@ func readStream(ctx context.Context, r io.Reader, report func(Progress), result 
 			return m.ErrorDetail.Err()
 		case m.Aux != nil:
 			return json.Unmarshal(m.Aux, result)
+		case m.Stream != "":
 		case report != nil:
 			p := Progress{ID: m.ID, Status: m.Status}
 			if m.Detail != nil {

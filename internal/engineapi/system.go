@@ -3,9 +3,7 @@ package engineapi
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"runtime"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,8 +21,8 @@ func (s *server) ping(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (s *server) version() Version {
-	return Version{
+func (s *server) version(w http.ResponseWriter, r *http.Request) error {
+	v := Version{
 		Version:       s.build.Version,
 		APIVersion:    APIVersion,
 		MinAPIVersion: MinAPIVersion,
@@ -35,6 +33,13 @@ func (s *server) version() Version {
 		KernelVersion: kernelVersion(),
 		BuildTime:     s.build.Time,
 	}
+	v.Platform.Name = "imgfs " + s.build.String()
+	v.Components = []Component{{Name: "Engine", Version: v.Version, Details: map[string]string{
+		"ApiVersion": v.APIVersion, "MinAPIVersion": v.MinAPIVersion, "Os": v.Os, "Arch": v.Arch,
+		"GitCommit": v.GitCommit, "GoVersion": v.GoVersion, "KernelVersion": v.KernelVersion, "BuildTime": v.BuildTime,
+		"Experimental": "false",
+	}}}
+	return reply(w, v)
 }
 
 func kernelVersion() string {
@@ -43,50 +48,6 @@ func kernelVersion() string {
 		return ""
 	}
 	return unix.ByteSliceToString(u.Release[:])
-}
-
-// systemInfo is the part of docker's GET /info that means something here.
-type systemInfo struct {
-	ID              string
-	Name            string
-	Images          int
-	Driver          string
-	DriverStatus    [][2]string
-	ServerVersion   string
-	OSType          string
-	Architecture    string
-	KernelVersion   string
-	NCPU            int
-	DockerRootDir   string
-	Containers      int
-	SecurityOptions []string
-	Warnings        []string
-}
-
-func (s *server) info(w http.ResponseWriter, r *http.Request) error {
-	st, err := s.engine.Status(r.Context())
-	if err != nil {
-		return err
-	}
-	host, _ := os.Hostname() // shown only
-	return reply(w, systemInfo{
-		ID:     "imgfs",
-		Name:   host,
-		Images: st.Images,
-		Driver: "imgfs",
-		DriverStatus: [][2]string{
-			{"Layers", strconv.Itoa(st.Layers)},
-			{"Mounts", strconv.Itoa(st.Mounts)},
-			{"Disk Bytes", strconv.FormatInt(st.DiskBytes, 10)},
-		},
-		ServerVersion: s.build.Version,
-		OSType:        runtime.GOOS,
-		Architecture:  machine(),
-		KernelVersion: kernelVersion(),
-		NCPU:          runtime.NumCPU(),
-		DockerRootDir: st.Root,
-		Warnings:      st.Problems,
-	})
 }
 
 // machine returns the architecture as uname and docker info spell it.

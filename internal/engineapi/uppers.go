@@ -2,44 +2,40 @@ package engineapi
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
-	"strings"
-
-	"github.com/imgfs/imgfs/internal/fault"
 )
 
-// upper serves what is asked of one upper; rest is its name, behind which an
-// action may stand.
-func (s *server) upper(w http.ResponseWriter, r *http.Request, rest string) error {
-	name, action, _ := strings.Cut(rest, "/")
-	switch r.Method + " " + action {
-	case "GET ":
-		u, err := s.engine.Upper(r.Context(), name)
-		if err != nil {
-			return err
-		}
-		return reply(w, u)
-	case "GET check":
-		list, err := s.engine.CheckUpper(r.Context(), name)
-		if err != nil {
-			return err
-		}
-		return reply(w, list)
-	case "DELETE ":
-		if err := s.engine.RemoveUpper(r.Context(), name); err != nil {
-			return err
-		}
-	case "POST convert":
-		var req ConvertRequest
-		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-			return fault.New(fault.Invalid, "convert request: %w", err)
-		}
-		if err := s.engine.ConvertUpper(r.Context(), name, req); err != nil {
-			return err
-		}
-	default:
-		return fault.New(fault.NotFound, "no such upper: %s", rest)
+func (s *server) upper(w http.ResponseWriter, r *http.Request) error {
+	u, err := s.engine.Upper(r.Context(), name(r))
+	if err != nil {
+		return err
+	}
+	return reply(w, u)
+}
+
+func (s *server) checkUpper(w http.ResponseWriter, r *http.Request) error {
+	list, err := s.engine.CheckUpper(r.Context(), name(r))
+	if err != nil {
+		return err
+	}
+	return reply(w, list)
+}
+
+func (s *server) removeUpper(w http.ResponseWriter, r *http.Request) error {
+	if err := s.engine.RemoveUpper(r.Context(), name(r)); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) convertUpper(w http.ResponseWriter, r *http.Request) error {
+	var req ConvertRequest
+	if err := readBody(r, &req); err != nil {
+		return err
+	}
+	if err := s.engine.ConvertUpper(r.Context(), name(r), req); err != nil {
+		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
