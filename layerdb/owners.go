@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,6 +30,7 @@ type ledger struct {
 	mu   sync.Mutex
 	held map[string][]id.LayerKey // by owner
 	refs int                      // made since Open; see Ref
+	lost map[string]bool          // owners whose records cannot be read
 }
 
 // countLocked returns the number of owners of each layer.
@@ -73,6 +75,29 @@ func (s *Store) Retain(owner string, diffs []id.LayerKey) error {
 		return err
 	}
 	s.owned.held[owner] = slices.Clone(diffs)
+	delete(s.owned.lost, owner)
+	return nil
+}
+
+// DamagedOwners returns the owners whose records cannot be read, sorted. They
+// hold nothing until they are retained anew.
+func (s *Store) DamagedOwners() []string {
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.owned.lost))
+}
+
+// DropDamaged removes the record of such an owner.
+func (s *Store) DropDamaged(owner string) error {
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
+	if !s.owned.lost[owner] {
+		return nil
+	}
+	if err := s.update(map[string][]byte{ownerKey + owner: nil}); err != nil {
+		return err
+	}
+	delete(s.owned.lost, owner)
 	return nil
 }
 

@@ -122,7 +122,7 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		cpus:    make(chan struct{}, runtime.GOMAXPROCS(0)),
 		layers:  map[id.LayerKey]*layer{},
 		blobs:   map[id.Blob]id.LayerKey{},
-		owned:   ledger{held: map[string][]id.LayerKey{}},
+		owned:   ledger{held: map[string][]id.LayerKey{}, lost: map[string]bool{}},
 		flights: map[want]*flight{},
 		proven:  map[id.DiffID]id.LayerKey{},
 		lent:    map[id.LayerKey]weak.Pointer[lent]{},
@@ -237,6 +237,7 @@ func (s *Store) load() error {
 		var list []id.LayerKey
 		if err := json.Unmarshal(v, &list); err != nil {
 			s.problem("record of owner %q is damaged; what it held may be removed", owner)
+			s.owned.lost[owner] = true
 			return nil
 		}
 		s.owned.held[owner] = list

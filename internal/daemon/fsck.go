@@ -2,12 +2,488 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
 
+	"github.com/imgfs/imgfs/fetch"
+	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/layerdb"
 )
+
+// What a check looks at, and what mends it:
+//
+//	records  who holds which layers         from the images
+//	         where blobs are to be had      dropped; a pull tells it anew
+//	images   config, manifest, record       fetched by digest
+//	names    their records                  from the images; a tag, by a pull
+//	layers   record, index, tables, data    the record from the database; from its own
+//	         and those that images lack     data; span by span; whole; with its image
+//	chains   index, record                  merged anew
+//
+// Everything else is served meanwhile. Nothing is removed that somebody needs:
+// what cannot be mended stays as it is, and its hint tells who can.
+
+// Kinds of problems.
+const (
+	recordProblem = "record"
+	imageProblem  = "image"
+	nameProblem   = "name"
+	layerProblem  = "layer"
+	chainProblem  = "chain"
+)
+
+// checkup is one check under way.
+type checkup struct {
+	e      *engine
+	req    engineapi.FsckRequest
+	report func(engineapi.Progress)
+	res    engineapi.FsckReport
+}
 
 // Fsck implements engineapi.Fsck.
 func (e *engine) Fsck(ctx context.Context, req engineapi.FsckRequest, report func(engineapi.Progress)) (engineapi.FsckReport, error) {
-	return engineapi.FsckReport{}, fault.New(fault.Failed, "not built yet")
+	if err := e.beginPull(); err != nil { // the daemon stays for it
+		return engineapi.FsckReport{}, err
+	}
+	defer e.endPull()
+	c := &checkup{e: e, req: req, report: report, res: engineapi.FsckReport{Problems: []engineapi.FsckProblem{}}}
+	for _, part := range []struct {
+		name  string
+		check func(context.Context) error
+	}{
+		{"records", c.records}, {"images", c.images}, {"names", c.names}, {"layers", c.layers}, {"chains", c.chains},
+	} {
+		report(engineapi.Progress{ID: part.name, Status: "Checking"})
+		before := len(c.res.Problems)
+		if err := part.check(ctx); err != nil {
+			return c.res, err
+		}
+		if err := ctx.Err(); err != nil {
+			return c.res, context.Cause(ctx)
+		}
+		report(engineapi.Progress{ID: part.name, Status: "Checked, " + count(len(c.res.Problems)-before, "problem")})
+	}
+	return c.res, nil
+}
+
+// found notes a problem. mend, nil where nothing can be done, is called if the
+// store is to be repaired; hint tells what else would help.
+func (c *checkup) found(kind, what, which string, mend func() error, hint string) {
+	p := engineapi.FsckProblem{Kind: kind, ID: which, What: what, Hint: hint}
+	if c.req.Repair && mend != nil {
+		err := mend()
+		if p.Repaired = err == nil; err != nil {
+			c.e.log.Warn("fsck", "kind", kind, "id", which, "problem", what, "err", err)
+			p.What += "; not repaired: " + err.Error()
+		}
+	}
+	if p.Repaired {
+		c.e.log.Info("repaired", "kind", kind, "id", which, "problem", what)
+		p.Hint = ""
+	}
+	c.res.Problems = append(c.res.Problems, p)
+}
+
+// records checks who holds layers, and what is known of blobs.
+func (c *checkup) records(context.Context) error {
+	e := c.e
+	for _, img := range e.unheld() {
+		c.found(recordProblem, "nothing keeps the layers of image "+img.ID.Short(), imageOwner+string(img.ID), func() error { return e.holdImage(&img) }, "")
+	}
+	for _, owner := range e.layers.DamagedOwners() {
+		name, isPin := strings.CutPrefix(owner, pinOwner)
+		c.found(recordProblem, "which layers it holds cannot be read", owner, func() error {
+			if !isPin {
+				return e.layers.DropDamaged(owner)
+			}
+			img, _, err := e.find(name)
+			if err != nil {
+				return e.layers.DropDamaged(owner)
+			}
+			return e.layers.Pin(name, e.keysOf(&img))
+		}, "")
+	}
+	damaged, err := e.origins.damaged()
+	if err != nil {
+		return err
+	}
+	for _, key := range damaged {
+		c.found(recordProblem, "where the blob is to be had cannot be read", key, func() error { return e.origins.forget(key) }, "")
+	}
+	return nil
+}
+
+// unheld returns the images that do not hold their layers.
+func (e *engine) unheld() []imagedb.Image {
+	var list []imagedb.Image
+	for _, img := range e.images.List() {
+		if len(img.Layers) > 0 && len(e.layers.Held(imageOwner+string(img.ID))) != len(img.Layers) {
+			list = append(list, img)
+		}
+	}
+	return list
+}
+
+// holdImage has an image hold the layers that are, as far as can be known, its
+// own.
+func (e *engine) holdImage(img *imagedb.Image) error {
+	keys := make([]id.LayerKey, len(img.Layers))
+	var claims map[id.DiffID][]layerdb.LayerInfo // of those that are not proven
+	for i, l := range img.Layers {
+		key, ok := e.layers.Proven(l.DiffID)
+		if !ok {
+			key = l.DiffID.Key()
+			if claims == nil {
+				claims = map[id.DiffID][]layerdb.LayerInfo{}
+				for _, have := range e.layers.Known() {
+					if have.Damage == "" {
+						claims[have.DiffID] = append(claims[have.DiffID], have)
+					}
+				}
+			}
+			for _, have := range claims[l.DiffID] {
+				if have.Blob == l.Blob {
+					key = have.Key
+				}
+			}
+		}
+		keys[i] = key
+	}
+	e.names.Lock()
+	defer e.names.Unlock()
+	if !e.images.Has(img.ID) {
+		return nil // removed meanwhile
+	}
+	return e.layers.Retain(imageOwner+string(img.ID), keys)
+}
+
+// images checks configs, manifests and records.
+func (c *checkup) images(ctx context.Context) error {
+	list := c.e.images.List()
+	c.res.Images = len(list)
+	broken := map[id.ImageID]bool{}
+	for _, d := range c.e.images.Check() {
+		if d.Image != "" {
+			broken[d.Image] = true
+			c.image(ctx, d.Image, d.What)
+		}
+	}
+	for _, img := range list {
+		if broken[img.ID] || img.ManifestDigest == "" {
+			continue
+		}
+		if now, err := c.e.images.Get(img.ID); err == nil && now.Manifest == nil {
+			c.image(ctx, img.ID, "its manifest is missing or damaged")
+		}
+	}
+	return nil
+}
+
+// image notes that one is broken.
+func (c *checkup) image(ctx context.Context, i id.ImageID, what string) {
+	img, err := c.e.images.Peek(i)
+	if err != nil {
+		return // removed meanwhile
+	}
+	called := c.e.shownAs(&img)[0]
+	c.found(imageProblem, what, string(i), func() error { return c.refetch(ctx, &img) },
+		fmt.Sprintf("imgfs rmi %s, then pull, load or commit it again", fault.Word(called)))
+}
+
+// names checks where names point to.
+func (c *checkup) names(ctx context.Context) error {
+	e := c.e
+	c.res.Names = len(e.images.Names())
+	for _, d := range e.images.Check() {
+		if d.Name == "" {
+			continue
+		}
+		c.res.Names++
+		c.found(nameProblem, d.What, d.Name, func() error { return c.rename(ctx, d.Name) },
+			fmt.Sprintf("imgfs tag IMAGE %s, or imgfs untag %[1]s", fault.Word(d.Name)))
+	}
+	return nil
+}
+
+// rename finds out what a name points to of which nothing can be read: by
+// digest, of the images here, by tag, of its registry.
+func (c *checkup) rename(ctx context.Context, name string) error {
+	ref, err := fetch.ParseReference(name)
+	if err != nil {
+		return err
+	}
+	for _, img := range c.e.images.List() {
+		if d := ref.Digest(); d != "" && (d == img.Digest || d == img.ManifestDigest) && img.Broken == "" {
+			c.e.names.Lock()
+			defer c.e.names.Unlock()
+			return c.e.images.Tag(name, img.ID)
+		}
+	}
+	_, err = c.e.pull(ctx, ref, engineapi.PullRequest{Registry: c.req.Registry}, false, c.report)
+	return err
+}
+
+// layers checks those that are stored, and looks for those that are not.
+func (c *checkup) layers(ctx context.Context) error {
+	known := c.e.layers.Known()
+	c.res.Layers = len(known)
+	seen := map[id.LayerKey]bool{}
+	for i := range known {
+		k := known[i].Key
+		seen[k] = true
+		c.report(engineapi.Progress{ID: k.Short(), Status: layerdb.StatusVerifying})
+		list, err := c.e.layers.CheckLayer(ctx, k, c.req.Repair)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case fault.KindOf(err) == fault.NotFound:
+			continue // removed meanwhile
+		case err != nil:
+			list = append(list, layerdb.Damage{What: err.Error()})
+		}
+		for _, d := range list {
+			if d.Repaired {
+				c.found(layerProblem, d.What, string(k), func() error { return nil }, "")
+				continue
+			}
+			c.layer(ctx, k, d.What)
+		}
+	}
+	for _, img := range c.e.images.List() {
+		for _, k := range c.e.keysOf(&img) {
+			if !seen[k] && !c.e.layers.Has(k) {
+				seen[k] = true
+				c.layer(ctx, k, "is not in the store, and image "+c.e.shownAs(&img)[0]+" needs it")
+			}
+		}
+	}
+	return nil
+}
+
+// layer notes that one is damaged or missing.
+func (c *checkup) layer(ctx context.Context, k id.LayerKey, what string) {
+	users := c.usersOf(k)
+	hint := "imgfs gc removes it: nothing needs it"
+	if len(users) > 0 {
+		hint = "imgfs fsck --repair"
+		if c.req.Repair {
+			hint = fmt.Sprintf("imgfs rmi %s, then pull, load or commit it again", fault.Word(c.e.shownAs(&users[0])[0]))
+		}
+	}
+	c.found(layerProblem, what, string(k), func() error { return c.restore(ctx, k, users) }, hint)
+}
+
+// usersOf returns the images that have a layer.
+func (c *checkup) usersOf(k id.LayerKey) []imagedb.Image {
+	return slices.DeleteFunc(c.e.images.List(), func(img imagedb.Image) bool { return !slices.Contains(c.e.keysOf(&img), k) })
+}
+
+// restore brings a layer in anew: by itself, or with an image that has it. One
+// that nothing needs is removed.
+func (c *checkup) restore(ctx context.Context, k id.LayerKey, users []imagedb.Image) error {
+	if c.e.layers.Has(k) {
+		return nil // mended by what was done before
+	}
+	err := c.ensure(ctx, k, users)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	for i := range users {
+		rerr := c.refetch(ctx, &users[i])
+		if rerr == nil {
+			continue
+		}
+		err = errors.Join(err, rerr)
+		if len(users) == 1 || ctx.Err() != nil {
+			return err
+		}
+	}
+	if len(users) > 0 && !slices.ContainsFunc(users, func(img imagedb.Image) bool { return !c.e.hasAll(c.e.keysOf(&img)) }) {
+		return nil
+	}
+	if removed, derr := c.e.layers.Discard(k); len(users) == 0 && (removed || derr != nil) {
+		return derr
+	}
+	return err
+}
+
+// ensure brings in a layer that is known by its diffID: out of its own data, the
+// blob that was kept of it, or one that a registry has.
+func (c *checkup) ensure(ctx context.Context, k id.LayerKey, users []imagedb.Image) error {
+	spec := layerdb.Spec{DiffID: id.DiffID(k)}
+	if l, err := c.e.layers.Stat(k); err == nil && l.DiffID.Key() == k {
+		spec.Blob, spec.Size = l.Blob, l.BlobSize
+	}
+	for _, img := range users {
+		for _, l := range img.Layers {
+			if l.DiffID.Key() == k && spec.Blob == "" {
+				spec.Blob, spec.Size = l.Blob, l.Size
+			}
+		}
+	}
+	if len(users) == 0 {
+		return fault.New(fault.NotFound, "nothing needs it")
+	}
+	spec.Open = func(ctx context.Context) (io.ReadCloser, error) {
+		if spec.Blob == "" {
+			return nil, fault.New(fault.NotFound, "it came without a blob of its own: nobody else can have it")
+		}
+		if f, err := c.e.images.OpenKept(spec.Blob); err == nil {
+			return f, nil
+		}
+		src, err := c.e.origins.supply(ctx, layerdb.LayerInfo{Blob: spec.Blob, BlobSize: spec.Size})
+		if err != nil {
+			return nil, err
+		}
+		return src.Range(ctx, 0, spec.Size)
+	}
+	_, _, err := c.e.layers.Ensure(ctx, spec, func(s layerdb.Step) {
+		c.report(engineapi.Progress{ID: k.Short(), Status: s.Status, Current: s.Current, Total: s.Total})
+	})
+	return err
+}
+
+// whence is a place where an image may be had.
+type whence struct {
+	ref      fetch.Reference
+	registry engineapi.RegistryOptions
+}
+
+// whences returns where an image may be had, by a digest: by that of its own
+// manifest where that is known.
+func (c *checkup) whences(img *imagedb.Image) []whence {
+	var list []whence
+	add := func(name string, d id.Blob, r engineapi.RegistryOptions) {
+		ref, err := fetch.ParseReference(name)
+		if err != nil || d == "" {
+			return
+		}
+		if w := (whence{ref.At(d), r}); !slices.Contains(list, w) {
+			list = append(list, w)
+		}
+	}
+	names := c.e.images.References(img.ID)
+	for _, d := range []id.Blob{img.ManifestDigest, img.Digest} {
+		for _, n := range names {
+			add(repositoryOf(n), d, c.req.Registry)
+		}
+		for _, l := range img.Layers {
+			origins, err := c.e.origins.of(l.Blob)
+			if err != nil {
+				continue
+			}
+			for i := range origins {
+				add(origins[i].Name, d, c.e.origins.login(&origins[i]))
+			}
+		}
+	}
+	for _, n := range names { // of an image whose record is lost
+		if ref, err := fetch.ParseReference(n); err == nil && ref.Digest() != "" {
+			add(ref.Name(), ref.Digest(), c.req.Registry)
+		}
+	}
+	return list
+}
+
+// refetch brings an image in anew, all of it that is not here, from where it
+// came. Its names stay as they are.
+func (c *checkup) refetch(ctx context.Context, img *imagedb.Image) error {
+	places := c.whences(img)
+	if len(places) == 0 {
+		return fault.New(fault.NotFound, "nobody knows where image %s came from", img.ID.Short())
+	}
+	var errs []error
+	for _, w := range places {
+		err := c.refetchFrom(ctx, img, w)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", w.ref.Familiar(), err))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *checkup) refetchFrom(ctx context.Context, img *imagedb.Image, w whence) error {
+	e := c.e
+	want, err := fetch.ParsePlatform(img.Platform)
+	if err != nil {
+		want = fetch.Platform{}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a := &arrival{e: e, client: e.origins.client(w.registry), report: c.report}
+	if a.m, err = a.client.ResolveManifest(ctx, w.ref, want); err != nil {
+		return err
+	}
+	if err := a.resolve(ctx); err != nil {
+		return err
+	}
+	if a.img.ID != img.ID && !a.img.Schema1 {
+		return fault.New(fault.NotFound, "it is image %s there", a.img.ID.Short())
+	}
+	if err := e.origins.note(w.ref, a.img.Layers, w.registry); err != nil {
+		return err
+	}
+	owner := pullOwner + newID()
+	defer func() {
+		_, err := e.layers.Release(owner)
+		e.logError("fsck", err)
+	}()
+	keys, err := a.layers(ctx, owner)
+	if err != nil {
+		return err
+	}
+	if err := a.describe(keys); err != nil {
+		return err
+	}
+	if a.img.ID != img.ID {
+		return fault.New(fault.NotFound, "it is image %s there", a.img.ID.Short())
+	}
+	if img.Digest != "" && img.ManifestDigest == a.img.ManifestDigest {
+		a.img.Digest = img.Digest // the index's, by which it came
+	}
+	e.names.Lock()
+	defer e.names.Unlock()
+	if !e.images.Has(img.ID) {
+		return nil // removed meanwhile
+	}
+	return e.storeImage(a.img, keys)
+}
+
+// storeImage records an image, and has it hold its layers, which are all there.
+//
+// Preconditions: e.names is held.
+func (e *engine) storeImage(img *fetch.Image, keys []id.LayerKey) error {
+	if err := e.layers.Retain(imageOwner+string(img.ID), keys); err != nil {
+		return err
+	}
+	rec := imagedb.Image{
+		ID: img.ID, Config: img.Config, Manifest: img.Manifest,
+		ManifestDigest: img.ManifestDigest, Digest: img.Digest, Platform: img.Platform.String(),
+	}
+	for _, l := range img.Layers {
+		rec.Layers = append(rec.Layers, imagedb.Layer{DiffID: l.DiffID, Blob: l.Blob, Size: l.Size})
+	}
+	_, err := e.images.Create(rec)
+	return err
+}
+
+// chains checks the merged trees.
+func (c *checkup) chains(ctx context.Context) error {
+	list, n, err := c.e.layers.CheckChains(ctx, c.req.Repair)
+	c.res.Chains = n
+	for _, d := range list {
+		var mended func() error
+		if d.Repaired {
+			mended = func() error { return nil }
+		}
+		c.found(chainProblem, d.What, d.ID, mended, "it is made anew when its image is mounted; imgfs gc removes what nothing needs")
+	}
+	return err
 }

@@ -223,19 +223,47 @@ func (o *origins) supply(_ context.Context, l layerdb.LayerInfo) (lazy.Source, e
 		if err != nil {
 			continue
 		}
-		o.mu.Lock()
-		r, ok := o.logins[at.way()]
-		o.mu.Unlock()
-		if !ok {
-			r = at.Registry
-		}
 		layer := fetch.Layer{Blob: l.Blob, Size: at.Size, MediaType: at.MediaType, URLs: at.URLs}
-		s.blobs = append(s.blobs, o.client(r).Blob(ref, layer))
+		s.blobs = append(s.blobs, o.client(o.login(&at)).Blob(ref, layer))
 	}
 	if len(s.blobs) == 0 {
 		return nil, fault.WithHint(fault.New(fault.NotFound, "nobody knows where layer %s is to be had from", l.Blob.Short()), "imgfs pull its image again")
 	}
 	return s, nil
+}
+
+// login returns how an origin is reached, with the secrets last said.
+func (o *origins) login(at *origin) engineapi.RegistryOptions {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if r, ok := o.logins[at.way()]; ok {
+		return r
+	}
+	return at.Registry
+}
+
+// damaged returns the keys of records that cannot be read.
+func (o *origins) damaged() ([]string, error) {
+	var keys []string
+	err := metadb.Scan(o.db, originKey, func(hex string, v []byte) error {
+		var list []origin
+		if json.Unmarshal(v, &list) != nil {
+			keys = append(keys, originKey+hex)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("origins: %w", err)
+	}
+	return keys, nil
+}
+
+// forget removes a record.
+func (o *origins) forget(key string) error {
+	if err := metadb.Update(o.db, map[string][]byte{key: nil}); err != nil {
+		return fmt.Errorf("origins: %w", err)
+	}
+	return nil
 }
 
 // pulse returns the signs of life of a blob's origins.
