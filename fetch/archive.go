@@ -82,7 +82,7 @@ func (a *archive) scan() error {
 	if err != nil && err != io.EOF {
 		return err
 	}
-	if c := compression(magic[:n]); c != "" {
+	if c := Compression(magic[:n]); c != "" {
 		return fault.WithHint(fault.New(fault.Invalid, "the archive is compressed (%s)", c),
 			"archives are read in place: unpack it to a plain tar file first, or load all of it: imgfs load -i FILE")
 	}
@@ -190,8 +190,9 @@ type section struct{ *io.SectionReader }
 
 func (section) Close() error { return nil }
 
-// compression names the compression that b starts with, "" for none.
-func compression(b []byte) string {
+// Compression names the compression that b, the first bytes of a stream, says it
+// has: gzip, zstd, bzip2 or xz; "" for none.
+func Compression(b []byte) string {
 	switch {
 	case bytes.HasPrefix(b, []byte{0x1f, 0x8b}):
 		return "gzip"
@@ -350,7 +351,7 @@ func savedLayer(ctx context.Context, f files, name string, diff id.DiffID) (v1.D
 	}
 	head = head[:n]
 	d := v1.Descriptor{MediaType: types.DockerUncompressedLayer, Size: size}
-	if compression(head) == "" {
+	if Compression(head) == "" {
 		d.Digest = hashOf(id.Blob(diff))
 		return d, nil
 	}

@@ -350,7 +350,7 @@ func TestCompression(t *testing.T) {
 		"": "", "\x1f\x8b": "gzip", "\x1f": "", "\x28\xb5\x2f\xfd": "zstd", "\x5e\x2a\x4d\x18": "zstd", "\x6e\x2a\x4d\x18": "",
 		"BZh9": "bzip2", "\xfd7zXZ\x00": "xz", "index.json": "",
 	} {
-		if got := compression([]byte(in)); got != want {
+		if got := Compression([]byte(in)); got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
 	}

@@ -4,5 +4,5 @@ import "github.com/urfave/cli/v2"
 
 // archiveCommands are the commands of archives of images.
 func archiveCommands() []*cli.Command {
-	return nil
+	return []*cli.Command{saveCommand(), loadCommand(), importCommand()}
 }
