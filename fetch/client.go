@@ -43,6 +43,10 @@ type Options struct {
 	// Dial opens connections; nil = net.Dialer with DialTimeout.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
+	// Opened is given every connection and returns what is used in its place;
+	// nil = the connection itself.
+	Opened func(net.Conn) net.Conn
+
 	// NoHostFiles has no credentials of this host used, be they in auth files,
 	// credential programs or a hosts.toml, and no image in its files: for
 	// requests of somebody else. Where registries are stays known.

@@ -147,6 +147,16 @@ func (c *Client) httpClient(cfg hostConfig, insecure bool) *http.Client {
 		}
 		dial = (&net.Dialer{Timeout: t, KeepAlive: 30 * time.Second}).DialContext
 	}
+	if opened := c.opts.Opened; opened != nil {
+		inner := dial
+		dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := inner(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return opened(conn), nil
+		}
+	}
 	tr := &http.Transport{
 		Proxy:                 c.opts.Proxy,
 		DialContext:           dial,

@@ -59,6 +59,7 @@ type engine struct {
 	names sync.Mutex
 
 	pruning atomic.Bool // images are being pruned
+	figures figures
 
 	mu       sync.Mutex // guards the rest
 	mounts   map[string]*mount
@@ -68,6 +69,7 @@ type engine struct {
 	problems []string
 	faults   []engineapi.ReadFault // oldest first
 	leaving  bool                  // no new mounts
+	ended    mountTotals           // of mounts that are gone
 	kept     bool                  // records outlive the mounts: the next daemon mounts again
 }
 

@@ -33,8 +33,9 @@ type listener struct {
 	act *activity
 	log *slog.Logger
 	// crowd bounds clients who are not trusted; nil: they are refused.
-	crowd *crowd
-	tls   *tls.Config // nil: none is spoken
+	crowd   *crowd
+	tls     *tls.Config // nil: none is spoken
+	refused func()      // called for each connection that is turned away; nil: not
 }
 
 // listenOwn makes the daemon's own socket, in place of what is left of an
@@ -66,6 +67,9 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		c, err := l.letIn(nc)
 		if err != nil {
+			if l.refused != nil {
+				l.refused()
+			}
 			l.log.Warn("connection refused", "listener", l.Addr().String(), "err", err)
 		}
 		if c == nil {

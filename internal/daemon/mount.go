@@ -394,6 +394,7 @@ func (e *engine) follow(m *mount) {
 	e.unreserve(place{m.rec.MountNS, m.rec.Target}, m.rec.ID)
 	e.mu.Lock()
 	delete(e.mounts, m.rec.ID)
+	e.ended.add(m)
 	e.forgetFaultsLocked(m.rec.ID)
 	e.mu.Unlock()
 	close(m.gone)

@@ -150,12 +150,14 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	}
 	requests, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelRequests()
-	srv := engineapi.NewServer(e, log)
+	srv := engineapi.NewServer(counted{e}, log)
+	srv.Handler = e.observe(srv.Handler)
 	srv.ConnState = track
 	srv.BaseContext = func(net.Listener) context.Context { return requests }
 	all := append([]*listener{l}, hosts...)
 	served := make(chan error, len(all))
 	for _, l := range all {
+		l.refused = func() { e.figures.refused.Add(1) }
 		go func() { served <- srv.Serve(l) }()
 		log.Info("serving", "version", engineapi.ThisBuild().String(), "pid", os.Getpid(), "root", p.Root, "address", l.Addr().String())
 	}
@@ -164,6 +166,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	unlock.start()
 	sup := o.supervised(e, certs, log)
 	defer sup.stopping()
+	e.daemonEvent("start")
 	serving()
 	if o.Serving != nil {
 		o.Serving()
@@ -183,6 +186,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	}
 	log.Info("leaving", "why", why, "err", err)
 	sup.stopping()
+	e.daemonEvent("stop")
 	// Closes the listeners, and with them removes the sockets; what was let in
 	// is answered, if with an error.
 	act.stop()
