@@ -130,6 +130,18 @@ func (e *engine) unheld() []imagedb.Image {
 	return list
 }
 
+// mendOwners has images hold their layers again whose records of that were lost,
+// before a collection takes these for nobody's.
+//
+// Preconditions: no request is served yet.
+func (e *engine) mendOwners() {
+	for _, img := range e.unheld() {
+		if err := e.holdImage(&img); err != nil {
+			e.problem("nothing keeps the layers of image %s: %v", img.ID.Short(), err)
+		}
+	}
+}
+
 // holdImage has an image hold the layers that are, as far as can be known, its
 // own.
 func (e *engine) holdImage(img *imagedb.Image) error {

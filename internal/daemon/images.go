@@ -238,14 +238,15 @@ func (e *engine) staleOwners() []string {
 //
 // Preconditions: no request is served yet.
 func (e *engine) sweepRecords() error {
-	layers, err := e.layers.Layers()
-	if err != nil {
-		return err
-	}
 	blobs := map[id.Blob]bool{}
 	diffs := map[id.DiffID]bool{}
-	for _, l := range layers {
+	for _, l := range e.layers.Known() {
 		blobs[l.Blob], diffs[l.DiffID] = true, true
+	}
+	for _, img := range e.images.List() { // a layer that is missing is to come from there
+		for _, l := range img.Layers {
+			blobs[l.Blob] = true
+		}
 	}
 	if err := sweepPacked(e.db, diffs, blobs); err != nil {
 		return err
