@@ -55,6 +55,9 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if since.IsZero() && until.IsZero() {
+		since = time.Now() // what happens after the header is not missed
+	}
 	media := eventsMedia(r.Header.Values("Accept"))
 	w.Header().Set("Content-Type", media)
 	w.WriteHeader(http.StatusOK)

@@ -121,7 +121,7 @@ func (e *goldenEngine) Inspect(_ context.Context, name string, o InspectOptions)
 	}
 	switch {
 	case name == "bare":
-		return ImageInspect{ID: digest("b"), Created: noDate, RepoTags: []string{}, RepoDigests: []string{}, Config: json.RawMessage(`"hostile"`)}, nil
+		return ImageInspect{ID: digest("b"), RepoTags: []string{}, RepoDigests: []string{}, Config: json.RawMessage(`"hostile"`)}, nil
 	case name != "ubuntu:14.04":
 		return img, fault.New(fault.NotFound, "No such image: %s", name)
 	case o.Manifests:

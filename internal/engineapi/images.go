@@ -36,8 +36,13 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	dangling, err := f.flag("dangling")
+	if err != nil {
+		return err
+	}
 	list, err := s.engine.Images(r.Context(), ListOptions{
-		All:        boolParam(r, "all"),
+		// A parent is not dangling, whatever it is called.
+		All:        boolParam(r, "all") && (dangling == nil || !*dangling),
 		SharedSize: boolParam(r, "shared-size") && !olderThan(r, 42),
 		Manifests:  boolParam(r, "manifests") && !olderThan(r, 47),
 		Cached:     boolParam(r, "cached") || len(f["cached"]) > 0,
@@ -56,7 +61,7 @@ func (s *server) created(ctx context.Context, name string) (int64, error) {
 		return 0, err
 	}
 	t, err := time.Parse(time.RFC3339Nano, img.Created)
-	if err != nil || t.IsZero() {
+	if err != nil {
 		return 0, nil
 	}
 	return t.Unix(), nil

@@ -1,6 +1,7 @@
 package engineapi
 
 import (
+	"cmp"
 	"net/http"
 	"strings"
 )
@@ -59,9 +60,6 @@ type legacyInspect struct {
 // asInspected returns img as r's version of the API has it.
 func asInspected(r *http.Request, img ImageInspect) any {
 	img.Config = configOf(r, img.Config)
-	if img.Created == noDate && !olderThan(r, 44) {
-		img.Created = ""
-	}
 	if !olderThan(r, 52) {
 		return img
 	}
@@ -77,7 +75,7 @@ func asInspected(r *http.Request, img ImageInspect) any {
 		old.Container, old.ContainerConfig = new(string), (*imageConfig)(&none)
 	}
 	if olderThan(r, 44) {
-		old.VirtualSize = &img.Size
+		old.VirtualSize, old.Created = &img.Size, cmp.Or(img.Created, noDate)
 	}
 	return old
 }
