@@ -53,6 +53,8 @@ type layerRow struct {
 	Layer, Blob, Kind, Size, Cached, Disk, Sealed, Pinned, InUse, LastUse, Images, Problem string
 }
 
+var layerHead = layerRow{"LAYER", "BLOB", "KIND", "SIZE", "CACHED", "DISK", "SEALED", "PINNED", "IN USE", "LAST USED", "IMAGES", "PROBLEM"}
+
 func df(c *cli.Context) error {
 	client, err := connectToShow(c, 0, 0)
 	if err != nil {
@@ -69,7 +71,7 @@ func df(c *cli.Context) error {
 			rows = append(rows, rowOfLayer(&l, c.Bool("no-trunc")))
 		}
 		return printRows(c.App.Writer, format, `{{.Layer}}\t{{.Kind}}\t{{.Size}}\t{{.Cached}}\t{{.Disk}}\t{{.Sealed}}\t{{.Pinned}}\t{{.LastUse}}\t{{.Images}}`,
-			layerRow{"LAYER", "BLOB", "KIND", "SIZE", "CACHED", "DISK", "SEALED", "PINNED", "IN USE", "LAST USED", "IMAGES", "PROBLEM"}, rows)
+			layerHead, rows)
 	}
 	share := ""
 	if u.Data > 0 {

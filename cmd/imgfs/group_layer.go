@@ -6,5 +6,6 @@ import "github.com/urfave/cli/v2"
 func layerCommands() []*cli.Command {
 	return []*cli.Command{
 		warmCommand(), pinCommand(), unpinCommand(), pinsCommand(), dfCommand(), verifyCommand(), whyCommand(),
+		layerCommand(), fsckCommand(),
 	}
 }
