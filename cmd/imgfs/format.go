@@ -152,3 +152,11 @@ func since(t time.Time) string {
 	}
 	return units.HumanDuration(time.Since(t)) + " ago"
 }
+
+// printJSON writes v as docker prints a document: indented.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "    ")
+	return enc.Encode(v)
+}

@@ -47,6 +47,8 @@ func inspect(c *cli.Context) error {
 		if err := oneOf(c, "type", "image", "mount", "layer"); err != nil {
 			return err
 		}
+	} else if c.String("platform") != "" {
+		c.Set("type", "image")
 	}
 	if c.Bool("raw") || c.Bool("manifest") {
 		return inspectRaw(c)
@@ -107,9 +109,6 @@ func inspectOne(c *cli.Context, client *engineapi.Client, name string) (any, err
 			missing = firstOf(missing, err)
 		default:
 			return found, err
-		}
-		if err == nil {
-			return found, nil
 		}
 	}
 	return nil, missing
