@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 )
 
@@ -127,25 +128,15 @@ func (w *watchers) start(what string, nl net.Listener, h http.Handler) {
 	})
 }
 
-// noPages refuses requests that a browser makes for somebody's page: by a name
-// that its owner has let point here, or across origins.
+// noPages refuses requests that a browser makes for somebody's page.
 func noPages(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr); ok && a.IP.IsLoopback() && !isLocal(r.Host) {
-			http.Error(w, "host "+r.Host+" is not this machine", http.StatusForbidden)
+		if engineapi.OfPage(r) {
+			http.Error(w, "requests of web pages are not served", http.StatusForbidden)
 			return
 		}
 		h.ServeHTTP(w, r)
 	})
-}
-
-// isLocal reports whether a Host header is no name, or localhost.
-func isLocal(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.Trim(host, "[]")
-	return host == "localhost" || net.ParseIP(host) != nil
 }
 
 // close ends all of them.

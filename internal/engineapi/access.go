@@ -107,6 +107,30 @@ func certificateName(s *tls.ConnectionState) string {
 	return " CN=" + s.PeerCertificates[0].Subject.CommonName
 }
 
+// OfPage reports whether a browser makes a request for somebody's page: across
+// origins, or in clear to a name that its owner has let point to loopback.
+// Daemons do not speak to browsers, and any page could use a port of this
+// machine by one.
+func OfPage(r *http.Request) bool {
+	if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
+		return true
+	}
+	at, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return ok && at.IP.IsLoopback() && r.TLS == nil && !hereName(r.Host)
+}
+
+// hereName reports whether a Host header is no name that somebody could own.
+func hereName(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.Trim(host, "[]")
+	return host == "localhost" || strings.HasSuffix(host, ".localhost") || host == clientHost || net.ParseIP(host) != nil
+}
+
+// clientHost is the Host header of our own clients.
+const clientHost = "imgfs"
+
 // denied is the error for what is the daemon user's alone.
 func denied(what string) error {
 	return fault.WithHint(fault.New(fault.Denied, "%s: only for the user the daemon runs as, and root, over a unix socket", what),

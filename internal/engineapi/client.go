@@ -206,7 +206,7 @@ func (c *Client) once(ctx context.Context, method, path string, q url.Values, h 
 
 func newRequest(ctx context.Context, method, path string, q url.Values, body []byte) (*http.Request, error) {
 	// The name of an image may hold anything, so the path is set, not parsed.
-	u := &url.URL{Scheme: "http", Host: "imgfs", Path: path, RawQuery: q.Encode()}
+	u := &url.URL{Scheme: "http", Host: clientHost, Path: path, RawQuery: q.Encode()}
 	var r io.Reader
 	if body != nil {
 		r = bytes.NewReader(body)

@@ -16,9 +16,7 @@ func admit(r *http.Request, path string, to *route) error {
 	if Trusted(r.Context()) {
 		return nil
 	}
-	// Daemons do not speak to browsers, which would let any page speak to a
-	// port of this machine.
-	if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
+	if OfPage(r) {
 		return denied("requests of web pages")
 	}
 	if strings.HasPrefix(path, "/imgfs/") && r.Method != http.MethodGet && !to.reads {

@@ -30,16 +30,17 @@ const (
 // errSlowBody is the cause when a client's body does not come.
 var errSlowBody = errors.New("the request's body does not come")
 
-// paced has h read the bodies of untrusted clients with patience that ends.
-func paced(h http.Handler) http.Handler {
+// paced has h read the bodies of untrusted clients with patience that ends:
+// with so much at most, and as much to begin with.
+func paced(h http.Handler, patience time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if Trusted(r.Context()) || r.Body == nil || r.Body == http.NoBody {
 			h.ServeHTTP(w, r)
 			return
 		}
-		b := &pacedBody{body: r.Body, conn: http.NewResponseController(w), left: bodyPatience}
+		b := &pacedBody{body: r.Body, conn: http.NewResponseController(w), left: patience, most: patience}
 		// The server itself reads the rest of a body when the reply begins.
-		b.conn.SetReadDeadline(time.Now().Add(bodyPatience))
+		b.conn.SetReadDeadline(time.Now().Add(patience))
 		defer b.leave()
 		r.Body = b
 		h.ServeHTTP(w, r)
@@ -50,8 +51,9 @@ func paced(h http.Handler) http.Handler {
 type pacedBody struct {
 	body  io.ReadCloser
 	conn  *http.ResponseController
-	left  time.Duration
-	ended bool // nothing more is to come
+	left  time.Duration // of the patience
+	most  time.Duration // that it may be
+	ended bool          // nothing more is to come
 }
 
 // Read implements io.Reader.
@@ -60,11 +62,11 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 	// A connection that was taken over has no deadlines; reading says so.
 	b.conn.SetReadDeadline(start.Add(b.left))
 	n, err := b.body.Read(p)
-	b.left = min(b.left-time.Since(start)+time.Duration(n)*time.Second/bodyRate, bodyPatience)
+	b.left = min(b.left-time.Since(start)+time.Duration(n)*time.Second/bodyRate, b.most)
 	switch {
 	case err == nil:
 		// What the handler does meanwhile is not the client's fault.
-		b.conn.SetReadDeadline(time.Now().Add(bodyPatience))
+		b.conn.SetReadDeadline(time.Now().Add(b.most))
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		b.ended = true
 		return n, errSlowBody
@@ -81,6 +83,6 @@ func (b *pacedBody) Close() error { return b.body.Close() }
 // leave bounds what the server reads of a body that was not read to its end.
 func (b *pacedBody) leave() {
 	if !b.ended {
-		b.conn.SetReadDeadline(time.Now().Add(restPatience))
+		b.conn.SetReadDeadline(time.Now().Add(min(b.most, restPatience)))
 	}
 }

@@ -101,7 +101,7 @@ const (
 func NewServer(e Engine, log *slog.Logger) *http.Server {
 	s := &server{engine: e, log: log, build: ThisBuild(), router: newRouter(routes)}
 	return &http.Server{
-		Handler:           paced(s),
+		Handler:           paced(s, bodyPatience),
 		ConnContext:       withPeerOf,
 		MaxHeaderBytes:    maxHeader,
 		ReadHeaderTimeout: headerTimeout,
