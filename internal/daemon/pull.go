@@ -183,8 +183,10 @@ func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {
 			AuthFile: r.AuthFile, DockerConfig: r.DockerConfig,
 			Username: r.Username, Password: r.Password, Token: r.Token, IdentityToken: r.IdentityToken,
 		},
-		UserAgent: "imgfs/" + engineapi.ThisBuild().Version,
-		Logger:    e.log,
+		UserAgent:   "imgfs/" + engineapi.ThisBuild().Version,
+		Logger:      e.log,
+		NoHostFiles: r.NoHostFiles,
+		Opened:      e.figures.opened,
 	}
 	if r.CertsDir != "" {
 		o.CertsDirs = []string{r.CertsDir}
@@ -197,49 +199,15 @@ func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {
 func (e *engine) putImage(ref fetch.Reference, img *fetch.Image, keys []id.LayerKey) (existed bool, err error) {
 	e.names.Lock()
 	defer e.names.Unlock()
-	tag, digest := names(ref, img.Digest)
 	if old, err := e.images.Get(img.ID); err == nil {
-		existed = old.Digest == img.Digest
-		for _, n := range []string{tag, digest} {
-			if n != "" {
-				have, err := e.images.Lookup(n)
-				existed = existed && err == nil && have == img.ID
-			}
-		}
+		existed = old.Digest == img.Digest && e.goesBy(ref, &old)
 	}
-	if err := e.layers.Retain(imageOwner+string(img.ID), keys); err != nil {
+	if err := e.storeImage(img, keys); err != nil {
 		return false, err
 	}
-	rec := imagedb.Image{
-		ID: img.ID, Config: img.Config, Manifest: img.Manifest,
-		ManifestDigest: img.ManifestDigest, Digest: img.Digest, Platform: img.Platform.String(),
-	}
-	for _, l := range img.Layers {
-		rec.Layers = append(rec.Layers, imagedb.Layer{DiffID: l.DiffID, Blob: l.Blob, Size: l.Size})
-	}
-	if _, err := e.images.Create(rec); err != nil {
+	if err := e.nameImage(ref, img); err != nil {
 		return false, err
-	}
-	for _, n := range []string{tag, digest} {
-		if n == "" {
-			continue
-		}
-		if err := e.images.Tag(n, img.ID); err != nil {
-			return false, err
-		}
 	}
 	e.log.Info("pulled", "reference", ref.String(), "image", img.ID, "digest", img.Digest, "new", !existed)
 	return existed, nil
-}
-
-// names returns the names an image gets by being pulled as ref: NAME:TAG, if
-// a tag was asked for, and NAME@DIGEST. An image from a local source has none.
-func names(ref fetch.Reference, digest id.Blob) (tag, byDigest string) {
-	if ref.Local() {
-		return "", ""
-	}
-	if ref.Tag() != "" {
-		tag = ref.String()
-	}
-	return tag, ref.Name() + "@" + string(digest)
 }
