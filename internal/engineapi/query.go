@@ -107,7 +107,7 @@ func timeParam(r *http.Request, key string) (time.Time, error) {
 // parseTime reads seconds since 1970, with a fraction perhaps, a date and time,
 // or how long ago it was.
 func parseTime(s string) (time.Time, error) {
-	if d, err := time.ParseDuration(s); err == nil {
+	if d, err := time.ParseDuration(s); err == nil && s != "0" { // 0 is 1970
 		return time.Now().Add(-d), nil
 	}
 	sec, frac, _ := strings.Cut(s, ".")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/imgfs/imgfs/internal/fault"
@@ -145,6 +146,9 @@ func (s *server) route(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := admit(r, path, row); err != nil {
 		return err
+	}
+	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
+		return fault.New(fault.Invalid, "invalid query: %w", err)
 	}
 	if row.body >= 0 {
 		limit := row.body
