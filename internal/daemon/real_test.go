@@ -98,7 +98,7 @@ func listDir(t testing.TB, dir string) string {
 // listChain lists a mount's tree from its files in the store.
 func listChain(t testing.TB, ctx context.Context, c *engineapi.Client, p Paths, m engineapi.Mount) string {
 	t.Helper()
-	image, err := c.Inspect(ctx, string(m.ImageID, engineapi.InspectOptions{}))
+	image, err := c.Inspect(ctx, string(m.ImageID), engineapi.InspectOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
