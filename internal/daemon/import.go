@@ -49,7 +49,7 @@ func (e *engine) Import(ctx context.Context, req engineapi.ImportRequest, body i
 	layer, err := e.layers.Register(ctx, body, "", func(s layerdb.Step) {
 		switch s.Status {
 		case layerdb.StatusDownloading, layerdb.StatusVerifying, layerdb.StatusExtracting:
-			report(engineapi.Progress{Status: "Importing", Current: s.Current, Total: s.Total})
+			report(engineapi.Progress{ID: "layer", Status: "Importing", Current: s.Current, Total: s.Total})
 		}
 	})
 	if err != nil {

@@ -96,9 +96,14 @@ func (e *engine) Load(ctx context.Context, req engineapi.LoadRequest, body io.Re
 func (l *loading) receive(ctx context.Context, body io.Reader, spool fetch.Spool) (_ *fetch.Archive, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer func() {
-		cancel(err)
+		if err != nil {
+			cancel(err)
+		}
 		// An error of a pass comes first: it is why the archive was not read on.
-		err = cmpErr(l.passes.Wait(), err)
+		if perr := l.passes.Wait(); perr != nil {
+			err = perr
+		}
+		cancel(nil)
 	}()
 	tar, end, err := plainTar(body)
 	if err != nil {
@@ -107,13 +112,6 @@ func (l *loading) receive(ctx context.Context, body io.Reader, spool fetch.Spool
 	defer end()
 	l.passes.SetLimit(loadsAside)
 	return fetch.ReadArchive(tar, spool, func(f *fetch.ArchiveFile) (bool, error) { return l.take(ctx, f) })
-}
-
-func cmpErr(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // plainTar returns the tar that body is, perhaps compressed. The caller ends with
