@@ -12,6 +12,8 @@ import (
 	"github.com/imgfs/imgfs/internal/id"
 )
 
+const algorithm = "sha256:"
+
 // noSuchImage has docker's text.
 func noSuchImage(name string) error { return fault.New(fault.NotFound, "No such image: %s", name) }
 

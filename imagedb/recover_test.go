@@ -259,11 +259,11 @@ func FuzzRecord(f *testing.F) {
 	f.Add(record(e))
 	f.Add([]byte(`{"id":"` + string(img.ID) + `"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := newReader().entry(img.ID.Hex(), b)
+		e, err := (&reader{}).entry(img.ID.Hex(), b)
 		if err != nil || b[0] == '{' {
 			return
 		}
-		again, err := newReader().entry(img.ID.Hex(), record(e))
+		again, err := (&reader{}).entry(img.ID.Hex(), record(e))
 		if err != nil || fmt.Sprintf("%+v", again.Image) != fmt.Sprintf("%+v", e.Image) {
 			if e.summed && !again.summed {
 				return // labels that are too long

@@ -90,7 +90,7 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 func (s *Store) load() error {
 	lost := map[id.ImageID]string{} // whose record says nothing -> why
 	var amend []*entry
-	r := newReader()
+	var r reader
 	err := metadb.Scan(s.db, imageKey, func(hex string, v []byte) error {
 		e, err := r.entry(hex, v)
 		if err != nil {

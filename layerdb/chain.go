@@ -241,7 +241,7 @@ func (s *Store) buildChain(c *chain) error {
 	if err != nil {
 		return fmt.Errorf("merge: %w", err)
 	}
-	if _, err := writeJSON(filepath.Join(dir, chainRecord), index); err != nil {
+	if err := writeJSON(filepath.Join(dir, chainRecord), index); err != nil {
 		return err
 	}
 	if err := syncDir(dir); err != nil {
@@ -308,8 +308,12 @@ func (s *Store) openUnchecked(k id.LayerKey, index bool) (*Layer, error) {
 		s.mu.Unlock()
 		return nil, fault.New(fault.NotFound, "%w: %s", errAbsent, k)
 	}
+	s.lookLocked(l)
+	if l.work == nil {
+		l.work = make(chan struct{}, 1)
+	}
 	l.users++ // from here on it is not removed
-	l.used = time.Now()
+	l.opened, l.used = true, time.Now()
 	h.layer = l
 	s.mu.Unlock()
 	var err error

@@ -256,11 +256,11 @@ func TestDamagedFiles(t *testing.T) {
 			p.update(map[string][]byte{layerKey + filepath.Base(dir): nil})
 		}, false, 0},
 		{"database record damaged", func(t *testing.T, p *place, dir string) {
-			p.update(map[string][]byte{layerKey + filepath.Base(dir): []byte("{")})
+			p.update(map[string][]byte{layerKey + filepath.Base(dir): []byte{copyVersion, 1}})
 		}, false, 0},
 		{"both records damaged", func(t *testing.T, p *place, dir string) {
-			p.update(map[string][]byte{layerKey + filepath.Base(dir): []byte("{")})
-			write(t, filepath.Join(dir, "record"), []byte("{"))
+			p.update(map[string][]byte{layerKey + filepath.Base(dir): []byte{copyVersion, 1}})
+			write(t, filepath.Join(dir, "record"), []byte{copyVersion, 1})
 		}, true, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

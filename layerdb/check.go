@@ -30,7 +30,7 @@ func (s *Store) check(k id.LayerKey) error {
 		return fault.New(fault.NotFound, "%w: %s", errAbsent, k)
 	}
 	s.mu.Lock()
-	info, isLazy, checked := l.info, l.lazy, l.checked
+	info, isLazy, checked := l.info, s.lookLocked(l).lazy, l.checked
 	s.mu.Unlock()
 	if info.Damage != "" {
 		return absent(&info)

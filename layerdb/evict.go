@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -178,8 +179,22 @@ func (s *Store) toLazy(d *Data, info *LayerInfo) error {
 	return nil
 }
 
-// keepLimit evicts when the cache has grown beyond its limit, until Close.
+// keepLimit evicts when the cache has grown beyond its limit, until Close. It
+// looks first how large the cache is.
 func (s *Store) keepLimit() {
+	s.mu.Lock()
+	layers := slices.Collect(maps.Values(s.layers))
+	s.mu.Unlock()
+	for _, l := range layers {
+		if s.ctx.Err() != nil {
+			return
+		}
+		s.mu.Lock()
+		if s.layers[l.info.Key] == l {
+			s.lookLocked(l)
+		}
+		s.mu.Unlock()
+	}
 	for {
 		select {
 		case <-s.over:
@@ -233,7 +248,7 @@ func (s *Store) evictable() []id.LayerKey {
 	var list []*layer
 	for k, l := range s.layers {
 		claimed := l.sealing || len(l.work) > 0 // would be fetched again at once
-		if !pins[k] && !claimed && l.info.Damage == "" && l.disk > 0 && l.keptLocked() == nil {
+		if !pins[k] && !claimed && l.info.Damage == "" && s.lookLocked(l).disk > 0 && l.keptLocked() == nil {
 			list = append(list, l)
 		}
 	}

@@ -39,7 +39,7 @@ func (s *Store) CheckLayer(ctx context.Context, k id.LayerKey, repair bool) ([]D
 		s.mu.Unlock()
 		return nil, fault.New(fault.NotFound, "%w: %s", errAbsent, k)
 	}
-	info, isLazy := l.info, l.lazy
+	info, isLazy := l.info, s.lookLocked(l).lazy
 	s.mu.Unlock()
 	switch {
 	case info.Bad != "":
@@ -99,7 +99,7 @@ func (s *Store) condemn(l *layer, why error) Damage {
 
 // checkRecord compares a layer's own record with what is known of it.
 func (s *Store) checkRecord(info *LayerInfo) error {
-	stored, _, err := s.readRecord(info.Key)
+	stored, err := s.readRecord(info.Key)
 	if err != nil {
 		return err
 	}
@@ -223,7 +223,7 @@ func (s *Store) checkIndex(info *LayerInfo) (contents, error) {
 func (s *Store) Discard(k id.LayerKey) (removed bool, err error) {
 	s.owned.mu.Lock()
 	defer s.owned.mu.Unlock()
-	r, err := s.removeLocked(func(d id.LayerKey) bool { return d == k }, nil)
+	r, err := s.removeLocked([]id.LayerKey{k}, nil)
 	return len(r.Layers) > 0, err
 }
 

@@ -3,7 +3,6 @@ package layerdb
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
@@ -22,32 +20,6 @@ type Report struct {
 	Layers    []id.LayerKey
 	Chains    []id.ChainKey
 	Reclaimed int64 // bytes that were allocated on disk
-}
-
-// ledger is who holds what. Its lock is held while a change is committed, and
-// while layers to be removed are chosen: a Retain that has returned counts.
-type ledger struct {
-	mu   sync.Mutex
-	held map[string][]id.LayerKey // by owner
-	refs int                      // made since Open; see Ref
-	lost map[string]bool          // owners whose records cannot be read
-}
-
-// countLocked returns the number of owners of each layer.
-//
-// Preconditions: g.mu is held.
-func (g *ledger) countLocked() map[id.LayerKey]int {
-	count := map[id.LayerKey]int{}
-	for _, diffs := range g.held {
-		seen := map[id.LayerKey]bool{}
-		for _, d := range diffs {
-			if !seen[d] {
-				seen[d] = true
-				count[d]++
-			}
-		}
-	}
-	return count
 }
 
 // Retain makes owner hold diffs, lowest first, in place of what it held. The
@@ -62,19 +34,15 @@ func (s *Store) Retain(owner string, diffs []id.LayerKey) error {
 			return fault.New(fault.Invalid, "layers of %s: %w", owner, err)
 		}
 	}
-	v, err := json.Marshal(diffs)
-	if err != nil {
-		return err
-	}
 	s.owned.mu.Lock()
 	defer s.owned.mu.Unlock()
 	if held, ok := s.owned.held[owner]; ok && slices.Equal(held, diffs) {
 		return nil
 	}
-	if err := s.update(map[string][]byte{ownerKey + owner: v}); err != nil {
+	if err := s.update(map[string][]byte{ownerKey + owner: ownedCopy(diffs)}); err != nil {
 		return err
 	}
-	s.owned.held[owner] = slices.Clone(diffs)
+	s.owned.setLocked(owner, slices.Clone(diffs))
 	delete(s.owned.lost, owner)
 	return nil
 }
@@ -122,8 +90,14 @@ func (s *Store) Release(owner string) (freed []id.LayerKey, err error) {
 	if err := s.update(map[string][]byte{ownerKey + owner: nil}); err != nil {
 		return nil, err
 	}
-	delete(s.owned.held, owner)
-	r, err := s.removeLocked(func(d id.LayerKey) bool { return slices.Contains(held, d) }, prefixes(held))
+	s.owned.dropLocked(owner)
+	var chains []id.ChainKey
+	for i, c := range prefixes(held) {
+		if !s.owned.holdsLocked(held[:i+1]) {
+			chains = append(chains, c)
+		}
+	}
+	r, err := s.removeLocked(held, chains)
 	return r.Layers, err
 }
 
@@ -153,7 +127,12 @@ func (s *Store) GC(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("layer store: %w", err)
 	}
 	s.owned.mu.Lock()
-	r, err := s.removeLocked(func(id.LayerKey) bool { return true }, chains)
+	held := s.owned.stacksLocked()
+	chains = slices.DeleteFunc(chains, func(c id.ChainKey) bool { return held[c] })
+	s.mu.Lock()
+	layers := slices.Collect(maps.Keys(s.layers))
+	s.mu.Unlock()
+	r, err := s.removeLocked(layers, chains)
 	s.owned.mu.Unlock()
 	if err != nil {
 		return r, err
@@ -211,12 +190,11 @@ func (s *Store) storedChains() ([]id.ChainKey, error) {
 	return list, nil
 }
 
-// removeLocked removes the layers that may go and are not needed, and those of
-// chains that are not needed. A chain is needed while it is open or exactly
-// what an owner holds.
+// removeLocked removes those of some layers that are not needed, and those of
+// some chains, which no owner holds, that are not open.
 //
 // Preconditions: s.owned.mu is held.
-func (s *Store) removeLocked(may func(id.LayerKey) bool, chains []id.ChainKey) (Report, error) {
+func (s *Store) removeLocked(layers []id.LayerKey, chains []id.ChainKey) (Report, error) {
 	var r Report
 	var graves []func() int64
 	var firstErr error
@@ -234,39 +212,34 @@ func (s *Store) removeLocked(may func(id.LayerKey) bool, chains []id.ChainKey) (
 	}
 	changes := map[string][]byte{}
 
-	owned := s.owned.countLocked()
-	needed := map[id.ChainKey]bool{}
-	for _, diffs := range s.owned.held {
-		needed[id.Stack(diffs)] = true
-	}
+	opened := false // files of what is removed, that is: they may have been replaced
 	s.mu.Lock()
-	for c := range s.chains {
-		needed[c] = true
-	}
 	wanted := map[id.DiffID]bool{}
 	for w := range s.flights {
 		wanted[w.diff] = w.diff != ""
 	}
 	for _, c := range chains {
-		if needed[c] {
+		if s.chains[c] != nil {
 			continue
 		}
 		if bury(filepath.Dir(s.chainIndex(c))) {
 			r.Chains = append(r.Chains, c)
 		}
 	}
-	for d, l := range s.layers {
-		if !may(d) || l.users > 0 || wanted[l.info.DiffID] || owned[d] > 0 && l.info.Damage == "" {
+	for _, d := range layers {
+		l := s.layers[d]
+		if l == nil || l.users > 0 || wanted[l.info.DiffID] || s.owned.count[d] > 0 && l.info.Damage == "" {
 			continue
 		}
 		if bury(s.layerDir(d)) || l.info.Damage != "" {
 			r.Layers = append(r.Layers, d)
+			opened = opened || l.opened
 			s.forgetLocked(l)
 			changes[layerKey+d.Hex()] = nil
 		}
 	}
 	for b, d := range s.blobs {
-		if s.layers[d] == nil {
+		if len(r.Layers) > 0 && s.layers[d] == nil {
 			delete(s.blobs, b)
 			changes[blobKey+b.Hex()] = nil
 		}
@@ -276,7 +249,7 @@ func (s *Store) removeLocked(may func(id.LayerKey) bool, chains []id.ChainKey) (
 	for _, g := range graves {
 		r.Reclaimed += g()
 	}
-	if len(r.Layers) > 0 {
+	if opened {
 		giveBack()
 	}
 	slices.Sort(r.Layers)

@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/metadb"
+	"github.com/imgfs/imgfs/internal/toc"
 )
 
 // TestOwners walks through docker's semantics: a layer goes with its last
@@ -213,4 +215,29 @@ func TestManyRecords(t *testing.T) {
 	if got := count(); got != 0 {
 		t.Errorf("%d records after Open, want none", got)
 	}
+}
+
+// FuzzCopies reads copies of records of any bytes, and writes what it made of
+// them.
+func FuzzCopies(f *testing.F) {
+	k := id.LayerKey("sha256:" + strings.Repeat("ab", 32))
+	f.Add(copyOf(&LayerInfo{Key: k, DiffID: id.DiffID(k), Form: toc.Stream, Sealed: true, Blob: id.Blob(k), Compression: "gzip",
+		DataSize: 7, Index: written{1, 2, id.Blob(k)}, Prefetch: []toc.Range{{Off: 1, Len: 2}}, Created: time.Unix(3, 0)}))
+	f.Add(ownedCopy([]id.LayerKey{k, k}))
+	f.Add([]byte(`["` + k + `"]`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var i, again LayerInfo
+		if metadb.Decode(b, &metadb.Shared{}, i.fields) == nil {
+			if err := metadb.Decode(copyOf(&i), &metadb.Shared{}, again.fields); err != nil || fmt.Sprint(i) != fmt.Sprint(again) {
+				t.Fatalf("%+v\n%+v (%v)", i, again, err)
+			}
+		}
+		list, err := readOwned(b, &metadb.Shared{})
+		if err != nil {
+			return
+		}
+		if l, err := readOwned(ownedCopy(list), &metadb.Shared{}); err != nil || !slices.Equal(l, list) {
+			t.Fatalf("%v\n%v (%v)", list, l, err)
+		}
+	})
 }

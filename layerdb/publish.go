@@ -46,7 +46,7 @@ func (s *Store) remains(k id.LayerKey) (LayerInfo, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.layers[k]
-	if l == nil || l.info.StreamSize == 0 || l.lazy {
+	if l == nil || l.info.StreamSize == 0 || s.lookLocked(l).lazy {
 		return LayerInfo{}, false
 	}
 	return l.info, true
@@ -152,8 +152,7 @@ func (s *Store) writeTables(dir string, info *LayerInfo, spans []byte, w *walk) 
 // everybody and for good. Of two that end together the later is dropped.
 func (s *Store) publish(dir string, info LayerInfo) error {
 	info.Created = time.Now().UTC().Truncate(time.Second)
-	record, err := writeJSON(filepath.Join(dir, recordFile), info)
-	if err != nil {
+	if err := writeJSON(filepath.Join(dir, recordFile), info); err != nil {
 		return err
 	}
 	if err := syncDir(dir); err != nil {
@@ -195,7 +194,9 @@ func (s *Store) publish(dir string, info LayerInfo) error {
 		if old != nil {
 			s.forgetLocked(old)
 		}
-		s.addLocked(info).checked = true
+		l := s.addLocked(info)
+		l.checked = true
+		s.lookLocked(l)
 		if info.Sealed {
 			s.landedLocked(info.DiffID)
 		}
@@ -208,7 +209,7 @@ func (s *Store) publish(dir string, info LayerInfo) error {
 	if err := syncDir(filepath.Join(s.dir, "layers")); err != nil {
 		return err
 	}
-	changes[name] = record
+	changes[name] = copyOf(&info)
 	return s.update(changes)
 }
 

@@ -1,9 +1,9 @@
 package layerdb
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -65,11 +65,14 @@ type layer struct {
 	// opening is held while data is opened and closed: of one directory there
 	// is never more than one lazy file. Before Store.mu.
 	opening sync.Mutex
-	work    chan struct{} // has room for one: who seals or verifies
+	// work has room for one, who seals or verifies; nil before the layer was open.
+	work chan struct{}
 
 	// The rest is guarded by Store.mu.
 	info    LayerInfo
 	checked bool      // files seen to be whole since Open
+	looked  bool      // lazy, disk and used are known: see Store.lookLocked
+	opened  bool      // it was open since Open
 	users   int       // open handles
 	data    *Data     // open while users > 0
 	holds   int       // chains that the kernel reads, or is about to
@@ -102,7 +105,7 @@ func (l *layer) present() int64 {
 }
 
 func newLayer(i LayerInfo) *layer {
-	return &layer{info: i, work: make(chan struct{}, 1), used: time.Now()}
+	return &layer{info: i, used: time.Now()}
 }
 
 // addLocked enters a layer that is on disk.
@@ -113,14 +116,28 @@ func (s *Store) addLocked(i LayerInfo) *layer {
 		i.Damage = i.Bad
 	}
 	l := newLayer(i)
-	if st, err := os.Lstat(filepath.Join(s.layerDir(i.Key), recordFile)); err == nil {
+	s.layers[i.Key] = l
+	s.provenLocked(&i)
+	return l
+}
+
+// lookLocked looks at the files of a layer, the first time it is asked: a start
+// does not, of thousands of layers, most of which nobody will ask for. It
+// returns l.
+//
+// Preconditions: s.mu is held.
+func (s *Store) lookLocked(l *layer) *layer {
+	if l.looked {
+		return l
+	}
+	l.looked = true
+	dir := s.layerDir(l.info.Key)
+	if st, err := os.Lstat(filepath.Join(dir, recordFile)); err == nil {
 		l.used = st.ModTime()
 	}
-	_, err := os.Lstat(filepath.Join(s.layerDir(i.Key), lazy.PresentName))
+	_, err := os.Lstat(filepath.Join(dir, lazy.PresentName))
 	l.lazy = err == nil
-	s.layers[i.Key] = l
 	s.sizeLocked(l)
-	s.provenLocked(&i)
 	return l
 }
 
@@ -180,19 +197,19 @@ func (s *Store) growLocked(l *layer, n int64) {
 }
 
 // readRecord reads a layer's own record.
-func (s *Store) readRecord(k id.LayerKey) (LayerInfo, []byte, error) {
+func (s *Store) readRecord(k id.LayerKey) (LayerInfo, error) {
 	var i LayerInfo
 	b, err := os.ReadFile(filepath.Join(s.layerDir(k), recordFile))
 	if err != nil {
-		return i, nil, fmt.Errorf("record: %w", err)
+		return i, fmt.Errorf("record: %w", err)
 	}
 	if err := json.Unmarshal(b, &i); err != nil {
-		return i, nil, fmt.Errorf("record: %w", err)
+		return i, fmt.Errorf("record: %w", err)
 	}
 	if i.Key != k {
-		return i, nil, fmt.Errorf("record: is of layer %s", i.Key)
+		return i, fmt.Errorf("record: is of layer %s", i.Key)
 	}
-	return i, bytes.TrimSpace(b), nil
+	return i, nil
 }
 
 // amend changes the record of a layer that is open. The database comes first:
@@ -211,11 +228,10 @@ func (s *Store) amend(l *layer, change func(*LayerInfo)) error {
 	}
 	defer forget()
 	path := filepath.Join(dir, recordFile)
-	text, err := writeJSON(path, info)
-	if err != nil {
+	if err := writeJSON(path, info); err != nil {
 		return err
 	}
-	if err := s.update(map[string][]byte{layerKey + info.Key.Hex(): text}); err != nil {
+	if err := s.update(map[string][]byte{layerKey + info.Key.Hex(): copyOf(&info)}); err != nil {
 		return err
 	}
 	if err := os.Rename(path, filepath.Join(s.layerDir(info.Key), recordFile)); err != nil {
@@ -271,7 +287,7 @@ func (s *Store) Stat(k id.LayerKey) (LayerInfo, error) {
 // list is Layers for those that are wanted.
 func (s *Store) list(wanted func(id.LayerKey) bool) ([]LayerInfo, error) {
 	s.owned.mu.Lock()
-	owners, pins := s.owned.countLocked(), s.owned.pinnedLocked()
+	owners, pins := maps.Clone(s.owned.count), s.owned.pinnedLocked()
 	s.owned.mu.Unlock()
 	s.mu.Lock()
 	var list []LayerInfo
@@ -281,7 +297,7 @@ func (s *Store) list(wanted func(id.LayerKey) bool) ([]LayerInfo, error) {
 		}
 		i := l.info
 		i.Owners, i.Pinned = owners[k], pins[k]
-		i.Present, i.LastUse, i.InUse = l.present(), l.used, l.users > 0
+		i.Present, i.LastUse, i.InUse = s.lookLocked(l).present(), l.used, l.users > 0
 		list = append(list, i)
 	}
 	s.mu.Unlock()

@@ -98,7 +98,7 @@ func (s *Store) lenders(key id.LayerKey) []lender {
 	s.mu.Lock()
 	var layers []*layer
 	for k, l := range s.layers {
-		if k != key && l.info.Form == toc.Packed && l.info.Damage == "" && l.disk > 0 {
+		if k != key && l.info.Form == toc.Packed && l.info.Damage == "" && s.lookLocked(l).disk > 0 {
 			layers = append(layers, l)
 		}
 	}

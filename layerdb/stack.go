@@ -129,7 +129,7 @@ func (s *Store) Register(ctx context.Context, stream io.Reader, parent id.ChainK
 func (s *Store) refLocked(layers []id.LayerKey) *Ref {
 	s.owned.refs++
 	r := &Ref{s: s, owner: fmt.Sprintf("%s%d", refOwner, s.owned.refs), layers: slices.Clone(layers), chain: id.Stack(layers)}
-	s.owned.held[r.owner] = r.layers
+	s.owned.setLocked(r.owner, r.layers)
 	return r
 }
 

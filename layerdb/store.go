@@ -2,12 +2,12 @@ package layerdb
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -27,9 +27,9 @@ import (
 
 // Keys in Badger.
 const (
-	layerKey = "layerdb/layer/" // <hex diffID> -> LayerInfo as JSON
-	blobKey  = "layerdb/blob/"  // <hex blob digest> -> hex diffID, proven by a pass
-	ownerKey = "layerdb/owner/" // <owner> -> JSON list of diffIDs, lowest first
+	layerKey = "layerdb/layer/" // <hex key> -> LayerInfo
+	blobKey  = "layerdb/blob/"  // <hex blob digest> -> hex key, proven by a pass
+	ownerKey = "layerdb/owner/" // <owner> -> list of keys, lowest first
 )
 
 // MaxStream is the longest uncompressed layer: what 2^32 - 2 blocks of an EROFS
@@ -122,7 +122,7 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		cpus:    make(chan struct{}, runtime.GOMAXPROCS(0)),
 		layers:  map[id.LayerKey]*layer{},
 		blobs:   map[id.Blob]id.LayerKey{},
-		owned:   ledger{held: map[string][]id.LayerKey{}, lost: map[string]bool{}},
+		owned:   newLedger(),
 		flights: map[want]*flight{},
 		proven:  map[id.DiffID]id.LayerKey{},
 		lent:    map[id.LayerKey]weak.Pointer[lent]{},
@@ -176,71 +176,79 @@ func (s *Store) sweep() error {
 
 // load reads layers and owners, and mends Badger's copy of the former.
 func (s *Store) load() error {
-	records := map[string]LayerInfo{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names, err := readNames(filepath.Join(s.dir, "layers"))
+	if err != nil {
+		return err
+	}
+	unread := make(map[string]bool, len(names)) // hex keys
+	for _, hex := range names {
+		if _, err := id.ParseLayerKey("sha256:" + hex); err != nil {
+			s.problemLocked("layers/%s is not a layer", hex)
+			continue
+		}
+		unread[hex] = true
+	}
+	var share metadb.Shared
 	changes := map[string][]byte{}
-	err := metadb.Scan(s.db, layerKey, func(hex string, v []byte) error {
-		var i LayerInfo
-		if err := json.Unmarshal(v, &i); err != nil || i.Key.Hex() != hex {
-			s.problem("record of layer %s in the database is damaged; read from its file instead", short(hex))
+	err = metadb.Scan(s.db, layerKey, func(hex string, v []byte) error {
+		if !unread[hex] {
+			// Removed by hand, or by a process killed before it could say so.
+			changes[layerKey+hex] = nil
+			s.log.Info("layer is no longer on disk", "layer", short(hex))
 			return nil
 		}
-		records[hex] = i
+		if len(v) > 0 && v[0] == '{' {
+			return nil // an earlier version's
+		}
+		var i LayerInfo
+		if err := metadb.Decode(v, &share, i.fields); err != nil || i.Key.Hex() != hex {
+			s.problemLocked("record of layer %s in the database is damaged; read from its file instead", short(hex))
+			return nil
+		}
+		delete(unread, hex)
+		s.addLocked(i)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	names, err := readNames(filepath.Join(s.dir, "layers"))
-	if err != nil {
-		return err
-	}
-	for _, hex := range names {
-		d, err := id.ParseLayerKey("sha256:" + hex)
+	for _, hex := range slices.Sorted(maps.Keys(unread)) {
+		k := id.LayerKey("sha256:" + hex)
+		i, err := s.readRecord(k)
 		if err != nil {
-			s.problem("layers/%s is not a layer", hex)
+			s.layers[k] = newLayer(LayerInfo{Key: k, Damage: err.Error()})
+			s.problemLocked("layer %s is damaged and counts as absent: %v", k.Short(), err)
 			continue
 		}
-		i, ok := records[hex]
-		if !ok {
-			var b []byte
-			if i, b, err = s.readRecord(d); err != nil {
-				s.layers[d] = newLayer(LayerInfo{Key: d, Damage: err.Error()})
-				s.problem("layer %s is damaged and counts as absent: %v", d.Short(), err)
-				continue
-			}
-			changes[layerKey+hex] = b
-		}
-		delete(records, hex)
-		s.mu.Lock()
 		s.addLocked(i)
-		s.mu.Unlock()
-	}
-	for hex := range records {
-		// Removed by hand, or by a process killed before it could say so.
-		changes[layerKey+hex] = nil
-		s.log.Info("layer is no longer on disk", "layer", short(hex))
+		changes[layerKey+hex] = copyOf(&i)
 	}
 	err = metadb.Scan(s.db, blobKey, func(hex string, v []byte) error {
 		b, err := id.ParseBlob("sha256:" + hex)
-		d, err2 := id.ParseLayerKey("sha256:" + string(v))
-		if err != nil || err2 != nil || s.layers[d] == nil {
+		if _, known := s.blobs[b]; known {
+			return nil // its layer says so
+		}
+		l := s.layers[id.LayerKey("sha256:"+string(v))]
+		if err != nil || l == nil {
 			changes[blobKey+hex] = nil
 			return nil
 		}
-		s.blobs[b] = d
+		s.blobs[b] = l.info.Key
 		return nil
 	})
 	if err != nil {
 		return err
 	}
 	err = metadb.Scan(s.db, ownerKey, func(owner string, v []byte) error {
-		var list []id.LayerKey
-		if err := json.Unmarshal(v, &list); err != nil {
-			s.problem("record of owner %q is damaged; what it held may be removed", owner)
+		list, err := readOwned(v, &share)
+		if err != nil {
+			s.problemLocked("record of owner %q is damaged; what it held may be removed", owner)
 			s.owned.lost[owner] = true
 			return nil
 		}
-		s.owned.held[owner] = list
+		s.owned.setLocked(owner, list)
 		return nil
 	})
 	if err != nil || len(changes) == 0 {

@@ -58,14 +58,14 @@ func writeBytes(path string, b []byte) (written, error) {
 	})
 }
 
-// writeJSON makes a file that holds v, synced, and returns v's text.
-func writeJSON(path string, v any) ([]byte, error) {
+// writeJSON makes a file that holds v, synced.
+func writeJSON(path string, v any) error {
 	text, err := json.Marshal(v)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	_, err = writeBytes(path, append(text[:len(text):len(text)], '\n'))
-	return text, err
+	_, err = writeBytes(path, append(text, '\n'))
+	return err
 }
 
 // unchanged returns an error unless the file at path is the one described. If
