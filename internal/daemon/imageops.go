@@ -151,16 +151,14 @@ func (e *engine) Untag(_ context.Context, name string) ([]engineapi.DeleteItem, 
 
 // noSuchTag is the error for a name that nothing has, in docker's words.
 func (e *engine) noSuchTag(ref fetch.Reference, name string) error {
-	if img, _, err := e.find(name); err == nil { // by its ID
-		return fault.WithHint(fault.New(fault.Invalid, "%s is no name of image %s", name, img.ID.Short()), "see imgfs inspect %s", img.ID.Short())
-	}
-	for n := range e.images.Names() {
-		if repositoryOf(n) == ref.Name() {
-			if ref.Digest() != "" {
-				return fault.New(fault.NotFound, "No such digest: %s", ref.Familiar())
-			}
-			return fault.New(fault.NotFound, "No such tag: %s", ref.Familiar())
+	if len(e.images.ReferencesByName(ref.Name())) > 0 {
+		if ref.Digest() != "" {
+			return fault.New(fault.NotFound, "No such digest: %s", ref.Familiar())
 		}
+		return fault.New(fault.NotFound, "No such tag: %s", ref.Familiar())
+	}
+	if imageID, err := e.images.Search(name); err == nil {
+		return fault.WithHint(fault.New(fault.Invalid, "%s is no name of image %s", name, imageID.Short()), "see imgfs inspect %s", imageID.Short())
 	}
 	return fault.New(fault.NotFound, "No such repository: %s", ref.FamiliarName())
 }

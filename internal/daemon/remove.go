@@ -55,10 +55,16 @@ func (e *engine) Remove(_ context.Context, name string, o engineapi.RemoveOption
 	return r.items, err
 }
 
-// findAny is findFor for the first of platforms that there is an image for.
+// findAny is findFor for the first of platforms that there is an image for. That
+// repo:shortid names an image is not for who removes: a tag that is not there
+// must not take another image along.
 func (e *engine) findAny(name string, platforms []string) (img imagedb.Image, ref fetch.Reference, err error) {
 	if len(platforms) == 0 {
-		return e.find(name)
+		img, ref, err = e.find(name)
+		if err == nil && ref == (fetch.Reference{}) && !strings.HasPrefix(string(img.ID), "sha256:"+strings.TrimPrefix(name, "sha256:")) {
+			return img, ref, fault.New(fault.NotFound, "No such image: %s", name)
+		}
+		return img, ref, err
 	}
 	for _, p := range platforms {
 		if img, ref, err = e.findFor(name, p); err == nil {
