@@ -5,6 +5,6 @@ import "github.com/urfave/cli/v2"
 // daemonCommands are the commands of the daemon and of this program.
 func daemonCommands() []*cli.Command {
 	return []*cli.Command{
-		statusCommand(), daemonCommand(), versionCommand(), completionCommand(),
+		statusCommand(), infoCommand(), statsCommand(), eventsCommand(), daemonCommand(), versionCommand(), completionCommand(),
 	}
 }

@@ -34,7 +34,7 @@ Examples:
 		Subcommands: []*cli.Command{
 			existsCommand(),
 			named("history", historyCommand()), named("import", importCommand()), inspectImageCommand(), named("load", loadCommand()),
-			named("ls", imagesCommand(), "list"), named("prune", pruneCommand()), named("pull", pullCommand()),
+			named("ls", imagesCommand(), "list"), named("prune", pruneCommand()), named("pull", pullCommand()), named("push", pushCommand()),
 			named("rm", rmiCommand(), "remove"), named("save", saveCommand()), named("tag", tagCommand()), named("tree", graphCommand()), named("untag", untagCommand()),
 		},
 		Action: func(c *cli.Context) error {
