@@ -251,3 +251,38 @@ func TestEventFilters(t *testing.T) {
 		}
 	}
 }
+
+// partly is an engine that does not read archives to their end.
+type partly struct{ engine }
+
+func (partly) Load(_ context.Context, _ LoadRequest, body io.Reader, _ func(Progress)) ([]LoadedImage, error) {
+	_, err := io.CopyN(io.Discard, body, 100)
+	return []LoadedImage{{Reference: "u:1"}}, err
+}
+
+// TestKeptAlive sends request after request over one connection, of which the
+// bodies are not read to their end: the next must not meet a closed connection,
+// as clients do not send it again.
+func TestKeptAlive(t *testing.T) {
+	c := serve(t, &partly{})
+	for range 20 {
+		// More than the http package reads on its own, and little enough to be sent
+		// before anybody reads it; of no known length.
+		body := io.MultiReader(strings.NewReader(strings.Repeat("x", 400<<10)))
+		for range 2 {
+			req, err := http.NewRequest("POST", "http://h/images/load", body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body = io.MultiReader(strings.NewReader(strings.Repeat("x", 100)))
+			res, err := c.http.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := io.ReadAll(res.Body); err != nil || string(b) != `{"stream":"Loaded image: u:1\n"}`+"\r\n" {
+				t.Fatalf("%q %v", b, err)
+			}
+			res.Body.Close()
+		}
+	}
+}

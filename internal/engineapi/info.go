@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"runtime"
@@ -134,20 +135,30 @@ func driverStatus(st *Status, disk *DiskUsage) [][2]string {
 			partly++
 		}
 	}
-	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	lines := [][2]string{
 		{"Layers", strconv.Itoa(st.Layers)},
 		{"Lazy Layers", strconv.Itoa(partly)},
 		{"Mounts", strconv.Itoa(st.Mounts)},
-		{"Cached Bytes", number(here)},
-		{"Lazy Bytes", number(lazy)},
-		{"Disk Bytes", number(st.DiskBytes)},
+		{"Cached", humanSize(here)},
+		{"Lazy", humanSize(lazy)},
+		{"On Disk", humanSize(st.DiskBytes)},
 	}
 	if disk.Limit > 0 {
-		lines = append(lines, [2]string{"Cache Limit", number(disk.Limit)})
+		lines = append(lines, [2]string{"Cache Limit", humanSize(disk.Limit)})
 	}
 	return lines
 }
+
+// humanSize writes bytes as docker does: in steps of a thousand, to four digits.
+func humanSize(n int64) string {
+	f, unit := float64(n), 0
+	for ; f >= 1000 && unit < len(sizeUnits)-1; unit++ {
+		f /= 1000
+	}
+	return fmt.Sprintf("%.4g%s", f, sizeUnits[unit])
+}
+
+var sizeUnits = []string{"B", "kB", "MB", "GB", "TB", "PB"}
 
 // memory returns how many bytes this machine has; 0 if that is not known.
 func memory() int64 {

@@ -2,6 +2,7 @@ package engineapi
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/imgfs/imgfs/internal/fault"
 )
@@ -24,10 +25,12 @@ var systemRoutes = []route{
 	{request: "POST /volumes/prune", serve: constant(struct{}{})},
 	{request: "POST /build/prune", serve: constant(struct{}{})},
 	// docker inspect goes on to the next kind of thing.
-	{request: "GET /containers/{}/json", serve: absent("No such container: ")},
+	{request: "GET /containers/{}", serve: absent("No such container: ")},
+	{request: "POST /containers/{}", serve: absent("No such container: ")},
+	{request: "DELETE /containers/{}", serve: absent("No such container: ")},
 	{request: "GET /networks/{}", serve: absent("No such network: ")},
 	{request: "GET /volumes/{}", serve: absent("No such volume: ")},
-	{request: "GET /plugins/{}/json", serve: absent("No such plugin: ")},
+	{request: "GET /plugins/{}", serve: absent("No such plugin: ")},
 
 	// Not 404: docker would take that for a missing image and pull it.
 	{request: "POST /containers/create", serve: refuse},
@@ -51,10 +54,12 @@ func constant(v any) handler {
 	return func(_ *server, w http.ResponseWriter, _ *http.Request) error { return reply(w, v) }
 }
 
-// absent says that there is no such thing.
+// absent says that there is no such thing. Behind its name may stand what was to
+// be done with it.
 func absent(text string) handler {
 	return func(_ *server, _ http.ResponseWriter, r *http.Request) error {
-		return fault.New(fault.NotFound, "%s%s", text, name(r))
+		name, _, _ := strings.Cut(name(r), "/")
+		return fault.New(fault.NotFound, "%s%s", text, name)
 	}
 }
 

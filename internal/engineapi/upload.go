@@ -82,15 +82,14 @@ func (s *server) serveStream(w http.ResponseWriter, r *http.Request, do func(*st
 		return err
 	}
 	st := &stream{w: w}
-	err := do(st)
-	if err == nil {
-		return nil
-	}
-	if err = st.fail(err); err != nil {
-		s.fail(w, r, err)
+	if err := do(st); err != nil {
+		if err = st.fail(err); err != nil {
+			s.fail(w, r, err)
+		}
 	}
 	// A connection that is closed while the client still sends loses what was
-	// said last. One that listens stops sending at once.
+	// said last, and the next request, which is on its way already. A client
+	// that listens stops sending at once.
 	if ctl.Flush() == nil && ctl.SetReadDeadline(time.Now().Add(drainTime)) == nil {
 		_, _ = io.Copy(io.Discard, r.Body)
 	}
