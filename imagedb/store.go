@@ -272,6 +272,16 @@ func (s *Store) List() []Image {
 	return list
 }
 
+// Each calls visit with what List tells of each image, as far as it is known:
+// no file is looked at. visit must not use the store.
+func (s *Store) Each(visit func(*Image)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.order {
+		visit(&e.Image)
+	}
+}
+
 // Len returns the number of images.
 func (s *Store) Len() int {
 	s.mu.Lock()

@@ -50,22 +50,22 @@ func (s *Store) CheckLayer(ctx context.Context, k id.LayerKey, repair bool) ([]D
 	var found []Damage
 	note := func(err error, mended bool) { found = append(found, Damage{What: err.Error(), Repaired: mended}) }
 
-	if err := s.checkRecord(&info); err != nil {
-		note(err, repair && s.amend(l, func(*LayerInfo) {}) == nil)
-	}
-	if err := s.checkTables(&info); err != nil {
-		if isLazy {
-			return append(found, s.condemn(l, err)), nil
-		}
-		// It is all here: it can be read, but not evicted.
-		note(err, repair && s.amend(l, func(i *LayerInfo) { i.Spans, i.Table = written{}, written{} }) == nil)
-	}
 	sizes, err := s.checkIndex(&info)
 	if err == nil {
 		err = checkFile(s.dataPath(k), info.DataSize)
 	}
+	tables := s.checkTables(&info)
+	if err == nil && isLazy {
+		err = tables
+	}
 	if err != nil {
-		return append(found, s.condemn(l, err)), nil
+		return []Damage{s.condemn(l, err)}, nil
+	}
+	if err := s.checkRecord(&info); err != nil {
+		note(err, repair && s.amend(l, func(*LayerInfo) {}) == nil)
+	}
+	if tables != nil { // it is all here: it can be read, but not evicted
+		note(tables, repair && s.amend(l, func(i *LayerInfo) { i.Spans, i.Table = written{}, written{} }) == nil)
 	}
 	if sizes != (contents{info.Content, info.Entries, info.Files}) {
 		err := fmt.Errorf("its record says that it has %d files of %d bytes, its index %d of %d", info.Files, info.Content, sizes.files, sizes.bytes)

@@ -76,6 +76,13 @@ func (s *Store) Held(owner string) []id.LayerKey {
 	return slices.Clone(s.owned.held[owner])
 }
 
+// HeldStacks returns the keys of the stacks that owners hold.
+func (s *Store) HeldStacks() map[id.ChainKey]bool {
+	s.owned.mu.Lock()
+	defer s.owned.mu.Unlock()
+	return s.owned.stacksLocked()
+}
+
 // Release ends what owner holds, removes the layers that were the last owner's
 // and no open chain uses, and the indexes of chains that nobody can need
 // because of it. It returns the layers removed. An owner that holds nothing is

@@ -312,15 +312,21 @@ func (s *Store) list(wanted func(id.LayerKey) bool) ([]LayerInfo, error) {
 	return list, nil
 }
 
+// Each calls visit with what Info tells of each layer, damaged ones included, in
+// any order. It looks at no file, and visit at nothing of the store.
+func (s *Store) Each(visit func(*LayerInfo)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.layers {
+		visit(&l.info)
+	}
+}
+
 // Known lists what Info tells of all layers, damaged ones included, by key. It
 // looks at no file.
 func (s *Store) Known() []LayerInfo {
-	s.mu.Lock()
-	list := make([]LayerInfo, 0, len(s.layers))
-	for _, l := range s.layers {
-		list = append(list, l.info)
-	}
-	s.mu.Unlock()
+	var list []LayerInfo
+	s.Each(func(i *LayerInfo) { list = append(list, *i) })
 	slices.SortFunc(list, func(a, b LayerInfo) int { return strings.Compare(string(a.Key), string(b.Key)) })
 	return list
 }

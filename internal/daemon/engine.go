@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
@@ -106,15 +107,24 @@ func openEngine(p Paths, cacheLimit int64, act *activity, log *slog.Logger) (*en
 	if e.userNS, err = os.Readlink("/proc/self/ns/user"); err != nil {
 		return nil, err
 	}
+	if err = e.putAside("db", "blobs", "blobs/sha256", "layers", "chains", "tmp", "uppers"); err != nil {
+		return nil, err
+	}
 	if e.db, err = metadb.Open(filepath.Join(p.Root, "db")); err != nil {
 		return nil, err
 	}
 	e.origins = newOrigins(e.db, e.fetchOptions)
 	lo := layerdb.Options{Merge: merge, Logger: log, Source: e.origins.supply, CacheLimit: cacheLimit, Evicted: e.evicted}
-	if e.layers, err = layerdb.Open(p.Root, e.db, lo); err != nil {
-		return nil, err
-	}
-	if e.images, err = imagedb.Open(p.Root, e.db, imagedb.Options{Logger: log}); err != nil {
+	var g errgroup.Group // of thousands of images and layers it takes a while
+	g.Go(func() (err error) {
+		e.layers, err = layerdb.Open(p.Root, e.db, lo)
+		return err
+	})
+	g.Go(func() (err error) {
+		e.images, err = imagedb.Open(p.Root, e.db, imagedb.Options{Logger: log})
+		return err
+	})
+	if err = g.Wait(); err != nil {
 		return nil, err
 	}
 	return e, nil
@@ -232,7 +242,7 @@ func (e *engine) Status(context.Context) (engineapi.Status, error) {
 		Started: e.started,
 		RssAnon: rssAnon(),
 	}
-	st.Images = len(e.images.List())
+	st.Images = e.images.Len()
 	layers, err := e.layers.Layers()
 	if err != nil {
 		return st, err
@@ -244,6 +254,7 @@ func (e *engine) Status(context.Context) (engineapi.Status, error) {
 	for _, d := range e.layers.Passes() {
 		st.Passes = append(st.Passes, d.Short())
 	}
+	st.Transfers = e.transfers.List()
 	st.Problems = append(e.layers.Problems(), e.images.Problems()...)
 	e.mu.Lock()
 	defer e.mu.Unlock()

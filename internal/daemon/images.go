@@ -16,6 +16,7 @@ import (
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/layerdb"
 )
 
 // config is the part of an image's config that the API shows.
@@ -225,8 +226,7 @@ func (e *engine) mountIDs() map[id.ImageID][]string {
 func (e *engine) staleOwners() []string {
 	stale := append(e.layers.Owners(pullOwner), e.staleUppers()...)
 	for _, o := range e.layers.Owners(imageOwner) {
-		_, err := e.images.Get(id.ImageID(strings.TrimPrefix(o, imageOwner)))
-		if fault.KindOf(err) == fault.NotFound {
+		if !e.images.Has(id.ImageID(strings.TrimPrefix(o, imageOwner))) {
 			stale = append(stale, o)
 		}
 	}
@@ -240,22 +240,16 @@ func (e *engine) staleOwners() []string {
 func (e *engine) sweepRecords() error {
 	blobs := map[id.Blob]bool{}
 	diffs := map[id.DiffID]bool{}
-	for _, l := range e.layers.Known() {
-		blobs[l.Blob], diffs[l.DiffID] = true, true
-	}
-	for _, img := range e.images.List() { // a layer that is missing is to come from there
-		for _, l := range img.Layers {
+	e.layers.Each(func(l *layerdb.LayerInfo) { blobs[l.Blob], diffs[l.DiffID] = true, true })
+	e.images.Each(func(img *imagedb.Image) {
+		for _, l := range img.Layers { // one that is missing is to come from there
 			blobs[l.Blob] = true
 		}
-	}
+	})
 	if err := sweepPacked(e.db, diffs, blobs); err != nil {
 		return err
 	}
-	chains := map[id.ChainKey]bool{}
-	for _, o := range e.layers.Owners("") {
-		chains[id.Stack(e.layers.Held(o))] = true
-	}
-	return errors.Join(e.origins.sweep(blobs), sweepTraces(e.db, chains))
+	return errors.Join(e.origins.sweep(blobs), sweepTraces(e.db, e.layers.HeldStacks))
 }
 
 // dropOwners ends what owners hold.

@@ -167,9 +167,13 @@ func saveTrace(db *badger.DB, c id.ChainKey, t, known trace) error {
 }
 
 // sweepTraces forgets the traces of chains that keep does not name.
-func sweepTraces(db *badger.DB, keep map[id.ChainKey]bool) error {
+func sweepTraces(db *badger.DB, held func() map[id.ChainKey]bool) error {
 	changes := map[string][]byte{}
+	var keep map[id.ChainKey]bool // nil until there is a trace: it takes a digest for each layer of each image
 	err := metadb.Scan(db, traceKey, func(hex string, _ []byte) error {
+		if keep == nil {
+			keep = held()
+		}
 		if c, err := id.ParseChainKey("sha256:" + hex); err != nil || !keep[c] {
 			changes[traceKey+hex] = nil
 		}
