@@ -133,6 +133,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	defer unlock.store() // before gone
 	keep := !o.Foreground
 	defer func() { err = errors.Join(err, e.close(keep)) }()
+	e.mendOwners()
 	stale := e.staleOwners()
 	e.reconcile(ctx)
 	e.sweepUppers(ctx)
@@ -184,7 +185,11 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 		why = "not listening any more"
 		running--
 	}
-	log.Info("leaving", "why", why, "err", err)
+	if err != nil {
+		log.Error("leaving", "why", why, "err", err)
+	} else {
+		log.Info("leaving", "why", why)
+	}
 	sup.stopping()
 	e.daemonEvent("stop")
 	// Closes the listeners, and with them removes the sockets; what was let in
