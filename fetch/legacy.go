@@ -141,7 +141,7 @@ func (g *gathering) version1(name string, byName map[string]*ArchiveImage) error
 
 // readV1 reads an old config.
 func (g *gathering) readV1(name string) (*imageV1, error) {
-	raw, err := readFile(g.a, name+"/json", maxVersion1)
+	raw, err := readFile(g, name+"/json", maxVersion1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.Integrity, "parent %s is not in the archive", name)
 	}
@@ -174,7 +174,7 @@ func (g *gathering) readV1(name string) (*imageV1, error) {
 
 // repositories gives images the names that the archive has for them.
 func (g *gathering) repositories(byName map[string]*ArchiveImage) error {
-	raw, err := readFile(g.a, "repositories", maxSaved)
+	raw, err := readFile(g, "repositories", maxSaved)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // images without a name
 	}

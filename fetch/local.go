@@ -134,7 +134,11 @@ func layoutIndex(f files) (*v1.IndexManifest, error) {
 	return doc.index, nil
 }
 
-const refName = "org.opencontainers.image.ref.name"
+// What a layout calls its manifests.
+const (
+	refName  = "org.opencontainers.image.ref.name" // a tag, or a full name
+	fullName = "io.containerd.image.name"
+)
 
 // layoutEntry finds what ref names in a layout's index.json. Without a tag
 // there must be one image, maybe for several platforms.
@@ -154,7 +158,7 @@ func layoutEntry(f files, ref Reference, p Platform) (v1.Descriptor, error) {
 		if tagged && !slices.Contains(tags, tag) {
 			tags = append(tags, tag)
 		}
-		if ref.tag == "" || tag == ref.tag || d.Annotations["io.containerd.image.name"] == ref.tag {
+		if ref.tag == "" || tag == ref.tag || d.Annotations[fullName] == ref.tag {
 			match = append(match, d)
 		}
 	}

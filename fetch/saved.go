@@ -10,6 +10,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -22,7 +23,7 @@ import (
 const (
 	maxImages  = 1 << 14   // of an archive
 	maxStacked = 1 << 17   // layers of all its images together
-	maxConfigs = 128 << 20 // bytes of all their configs together
+	maxTold    = 256 << 20 // bytes that are read of lists, manifests and configs, each as often as it is asked for
 )
 
 // Archive is an archive of images that came as a stream.
@@ -208,8 +209,23 @@ type gathering struct {
 	byID    map[id.ImageID]*ArchiveImage
 	others  []string // platforms that were not asked for
 	stacked int      // layers
-	configs int      // bytes
+	told    int64    // bytes
 }
+
+// open implements files, for all that is read whole.
+func (g *gathering) open(name string) (io.ReadCloser, int64, error) {
+	r, size, err := g.a.open(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	if g.told += size; g.told > maxTold {
+		return nil, 0, fault.New(fault.Integrity, "lists, manifests and configs of more than %d bytes", maxTold)
+	}
+	return r, size, nil
+}
+
+// Close implements files.
+func (g *gathering) Close() error { return nil }
 
 // add takes an image, unless it is for another platform. One that was there
 // before gets its tags.
@@ -225,14 +241,11 @@ func (g *gathering) add(img *ArchiveImage) error {
 		return nil
 	}
 	g.stacked += len(img.Layers)
-	g.configs += len(img.Config)
 	switch {
 	case len(g.list) == maxImages:
 		return fault.New(fault.Integrity, "more than %d images", maxImages)
 	case g.stacked > maxStacked:
 		return fault.New(fault.Integrity, "images of more than %d layers", maxStacked)
-	case g.configs > maxConfigs:
-		return fault.New(fault.Integrity, "image configs of more than %d bytes", maxConfigs)
 	}
 	g.list = append(g.list, img)
 	if img.ID != "" {
@@ -252,7 +265,7 @@ func (g *gathering) file(name string) (string, int64, error) {
 
 // docker gathers what manifest.json lists; fs.ErrNotExist if there is none.
 func (g *gathering) docker() error {
-	all, err := savedImages(g.a)
+	all, err := savedImages(g)
 	if err != nil {
 		return err
 	}
@@ -284,7 +297,7 @@ func (g *gathering) docker() error {
 
 // saved returns an image that manifest.json lists.
 func (g *gathering) saved(s *savedImage) (*ArchiveImage, error) {
-	conf, c, err := s.config(g.a)
+	conf, c, err := s.config(g)
 	if err != nil {
 		return nil, err
 	}
@@ -326,10 +339,10 @@ func savedTag(s string) (Reference, error) {
 	return Reference{source: SourceRegistry, domain: reference.Domain(t), path: reference.Path(t), tag: t.Tag()}, nil
 }
 
-// layout gathers what index.json lists. Manifests with one name, or without
-// any, that say what platform they are for are one image.
+// layout gathers what index.json lists. Manifests that say what platform they
+// are for, and are called the same or have no name, are one image.
 func (g *gathering) layout() error {
-	x, err := layoutIndex(g.a)
+	x, err := layoutIndex(g)
 	if err != nil {
 		return err
 	}
@@ -337,27 +350,24 @@ func (g *gathering) layout() error {
 		return fault.New(fault.Integrity, "more than %d images", maxImages)
 	}
 	var order []string
-	several := map[string][]v1.Descriptor{} // by name
+	several := map[string][]v1.Descriptor{} // by what they are called
 	for _, d := range x.Manifests {
-		name := layoutName(d)
-		if !runnable(d) {
+		called := d.Annotations[fullName] + " " + d.Annotations[refName]
+		switch {
+		case !runnable(d):
 			continue
+		case d.Platform == nil:
+			called = strconv.Itoa(len(order))
 		}
-		if d.Platform == nil {
-			if err := g.layoutImage(d, name); err != nil {
-				return err
-			}
-			continue
+		if several[called] == nil {
+			order = append(order, called)
 		}
-		if several[name] == nil {
-			order = append(order, name)
-		}
-		several[name] = append(several[name], d)
+		several[called] = append(several[called], d)
 	}
-	for _, name := range order {
-		d, err := g.chooseOf(several[name])
+	for _, called := range order {
+		d, err := g.chooseOf(several[called])
 		if err == nil {
-			err = g.layoutImage(d, name)
+			err = g.layoutImage(d, layoutName(d))
 		}
 		if err != nil {
 			return err
@@ -378,7 +388,7 @@ func (g *gathering) chooseOf(list []v1.Descriptor) (v1.Descriptor, error) {
 // layoutName returns the full name that a manifest has in a layout, "" if it
 // has none: a tag alone names nothing here.
 func layoutName(d v1.Descriptor) string {
-	for _, key := range []string{"io.containerd.image.name", refName} {
+	for _, key := range []string{fullName, refName} {
 		if s := d.Annotations[key]; strings.ContainsAny(s, "/:") {
 			return s
 		}
@@ -392,7 +402,7 @@ func (g *gathering) layoutImage(d v1.Descriptor, name string) error {
 	if p == (Platform{}) {
 		p = g.only(d)
 	}
-	made, err := layoutImage(g.a, d, p)
+	made, err := layoutImage(g, d, p)
 	if err != nil {
 		if name != "" {
 			return fmt.Errorf("%s: %w", name, err)
@@ -422,7 +432,7 @@ func (g *gathering) layoutImage(d v1.Descriptor, name string) error {
 
 // only returns the platform that an index is for, if it is a single one.
 func (g *gathering) only(d v1.Descriptor) Platform {
-	body, err := readBlob(g.a, d, maxManifest)
+	body, err := readBlob(g, d, maxManifest)
 	if err != nil {
 		return Platform{} // said by who reads it next
 	}
