@@ -168,7 +168,7 @@ func (s *Store) sweep() error {
 	}
 	for _, n := range names {
 		if err := os.RemoveAll(filepath.Join(s.dir, "tmp", n)); err != nil {
-			return err
+			s.problem("tmp/%s cannot be removed: %v", n, err)
 		}
 	}
 	return nil

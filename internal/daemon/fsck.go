@@ -113,8 +113,33 @@ func (c *checkup) records(context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, key := range damaged {
-		c.found(recordProblem, "where the blob is to be had cannot be read", key, func() error { return e.origins.forget(key) }, "")
+	for _, b := range damaged {
+		c.found(recordProblem, "where the blob is to be had cannot be read", originKey+b.Hex(), func() error { return c.findOrigin(b) }, "")
+	}
+	return nil
+}
+
+// findOrigin makes the record of a blob's origins anew, from the names of the
+// images that have it.
+func (c *checkup) findOrigin(b id.Blob) error {
+	if err := c.e.origins.forget(b); err != nil {
+		return err
+	}
+	for _, img := range c.e.images.List() {
+		for _, l := range img.Layers {
+			if l.Blob != b {
+				continue
+			}
+			for _, n := range c.e.images.References(img.ID) {
+				ref, err := fetch.ParseReference(n)
+				if err == nil {
+					err = c.e.origins.note(ref, []fetch.Layer{{Blob: l.Blob, Size: l.Size}}, c.req.Registry)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
 	}
 	return nil
 }

@@ -242,25 +242,25 @@ func (o *origins) login(at *origin) engineapi.RegistryOptions {
 	return at.Registry
 }
 
-// damaged returns the keys of records that cannot be read.
-func (o *origins) damaged() ([]string, error) {
-	var keys []string
+// damaged returns the blobs whose records cannot be read.
+func (o *origins) damaged() ([]id.Blob, error) {
+	var blobs []id.Blob
 	err := metadb.Scan(o.db, originKey, func(hex string, v []byte) error {
 		var list []origin
-		if json.Unmarshal(v, &list) != nil {
-			keys = append(keys, originKey+hex)
+		if b, err := id.ParseBlob("sha256:" + hex); err == nil && json.Unmarshal(v, &list) != nil {
+			blobs = append(blobs, b)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("origins: %w", err)
 	}
-	return keys, nil
+	return blobs, nil
 }
 
 // forget removes a record.
-func (o *origins) forget(key string) error {
-	if err := metadb.Update(o.db, map[string][]byte{key: nil}); err != nil {
+func (o *origins) forget(b id.Blob) error {
+	if err := metadb.Update(o.db, map[string][]byte{originKey + b.Hex(): nil}); err != nil {
 		return fmt.Errorf("origins: %w", err)
 	}
 	return nil
