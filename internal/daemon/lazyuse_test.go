@@ -335,6 +335,7 @@ func TestCacheLimit(t *testing.T) {
 	if len(reg.Requests(imgtest.KindBlob)) == 0 {
 		t.Error("three layers stayed where one has room")
 	}
+	wantEvictions(t, d)
 }
 
 // TestLazyTools mounts what the tools of others put into Debian's registry:
