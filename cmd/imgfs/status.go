@@ -23,7 +23,7 @@ func statusCommand() *cli.Command {
 		Description: `
 Starts no daemon: where none runs, that is what is shown. Template fields:
 .Running .Version .PID .Root .Socket .Started .Images .Layers .Mounts
-.DiskBytes .RssAnon .Passes .Problems .Faults
+.DiskBytes .RssAnon .Transfers .Passes .Problems .Faults
 
 Examples:
   imgfs status
@@ -93,6 +93,9 @@ func printStatus(w io.Writer, s statusDoc) error {
 	line("Mounts", "%d", s.Mounts)
 	line("Disk", "%s", size(s.DiskBytes))
 	line("Memory", "%s", size(s.RssAnon))
+	for _, p := range s.Transfers {
+		line("Transfer", "%s", oneLine(p))
+	}
 	for _, p := range s.Passes {
 		line("Pulling", "%s", oneLine(p))
 	}

@@ -229,8 +229,9 @@ type Status struct {
 	Mounts    int       `json:"mounts"`
 	DiskBytes int64     `json:"diskBytes"`
 	RssAnon   int64     `json:"rssAnonBytes"`
-	Passes    []string  `json:"passes,omitempty"`   // layers being pulled
-	Problems  []string  `json:"problems,omitempty"` // what reconciliation could not restore
+	Passes    []string  `json:"passes,omitempty"`    // layers being pulled
+	Transfers []string  `json:"transfers,omitempty"` // pulls and pushes under way: "pull ubuntu:14.04"
+	Problems  []string  `json:"problems,omitempty"`  // what reconciliation could not restore
 
 	Faults []ReadFault `json:"faults,omitempty"` // why reads of live mounts failed, oldest first
 }

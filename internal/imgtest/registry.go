@@ -114,6 +114,9 @@ type Registry struct {
 	clock sync.Mutex // guards the times of requests; taken with mu held, or alone
 
 	mu       sync.Mutex
+	arrived  chan struct{} // closed at the next request, or when one is held
+	cut      chan struct{} // closed by Cut
+	held     int           // requests in a delay or a stall
 	faults   []*Fault
 	requests []*Request
 	tokens   map[string]bool // issued, and whether still good
@@ -121,7 +124,8 @@ type Registry struct {
 
 // NewRegistry starts a registry; it ends with the test.
 func NewRegistry(t testing.TB, o RegistryOptions) *Registry {
-	r := &Registry{opts: o, blobs: registry.NewInMemoryBlobHandler(), done: make(chan struct{}), tokens: map[string]bool{}}
+	r := &Registry{opts: o, blobs: registry.NewInMemoryBlobHandler(), done: make(chan struct{}), tokens: map[string]bool{},
+		arrived: make(chan struct{}), cut: make(chan struct{})}
 	quiet := log.New(io.Discard, "", 0)
 	r.inner = registry.New(registry.Logger(quiet), registry.WithBlobHandler(r.blobs), registry.WithReferrersSupport(true))
 	start := func(h http.HandlerFunc, tls bool) *httptest.Server {
@@ -152,6 +156,60 @@ func (r *Registry) Inject(f Fault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.faults = append(r.faults, &f)
+}
+
+// Await returns when there was a request of a kind since Forget.
+func (r *Registry) Await(t testing.TB, kind Kind) {
+	t.Helper()
+	r.await(t, func() bool { return slices.ContainsFunc(r.requests, func(q *Request) bool { return q.Kind == kind }) })
+}
+
+// await returns when something is so. It is asked with mu held.
+func (r *Registry) await(t testing.TB, so func() bool) {
+	t.Helper()
+	for {
+		r.mu.Lock()
+		ok, next := so(), r.arrived
+		r.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-next:
+		case <-time.After(time.Minute):
+			t.Fatal("waited in vain for a request")
+		}
+	}
+}
+
+// Cut ends the delays and stalls that requests are in: those are answered,
+// these broken off. It waits for one.
+func (r *Registry) Cut(t testing.TB) {
+	t.Helper()
+	r.await(t, func() bool { return r.held > 0 })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.cut)
+	r.cut = make(chan struct{})
+}
+
+// hold returns when Cut is called, or with one of the others.
+func (r *Registry) hold(req *http.Request, timer <-chan time.Time) {
+	r.mu.Lock()
+	cut := r.cut
+	r.held++
+	close(r.arrived)
+	r.arrived = make(chan struct{})
+	r.mu.Unlock()
+	select {
+	case <-timer:
+	case <-req.Context().Done():
+	case <-cut:
+	case <-r.done:
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held--
 }
 
 // Heal removes all faults.
@@ -311,6 +369,8 @@ func (r *Registry) record(kind Kind, w http.ResponseWriter, req *http.Request) (
 	u := *req.URL
 	q := &Request{Kind: kind, Method: req.Method, URL: &u, Header: req.Header.Clone(), Conn: req.RemoteAddr, exchange: exchange{came: time.Now()}}
 	r.requests = append(r.requests, q)
+	close(r.arrived)
+	r.arrived = make(chan struct{})
 	w = &answer{ResponseWriter: w, mu: &r.clock, e: &q.exchange}
 	for i, f := range r.faults {
 		if f.On != kind || !strings.Contains(req.URL.Path, f.Match) {
@@ -337,11 +397,7 @@ func (r *Registry) strike(w http.ResponseWriter, req *http.Request, f Fault) boo
 	if f.Delay > 0 {
 		timer := time.NewTimer(f.Delay)
 		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-req.Context().Done():
-		case <-r.done:
-		}
+		r.hold(req, timer.C)
 	}
 	for k, v := range f.Header {
 		w.Header().Set(k, v)
@@ -406,10 +462,7 @@ func (r *Registry) body(w http.ResponseWriter, req *http.Request, f Fault, data 
 	w.Write(data[:f.Short])
 	w.(http.Flusher).Flush()
 	if f.Stall {
-		select {
-		case <-req.Context().Done():
-		case <-r.done:
-		}
+		r.hold(req, nil)
 	}
 	conn, _, err := w.(http.Hijacker).Hijack()
 	if err != nil {
