@@ -14,13 +14,17 @@ import (
 // again with the arguments of a spawned daemon.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 5 && os.Args[1] == "--root" && os.Args[3] == "daemon" {
-		os.Exit(spawnedMain(os.Args[2]))
+		os.Exit(spawnedMain(os.Args[2], os.Args[4]))
 	}
 	os.Exit(imgtest.Main(m))
 }
 
-func spawnedMain(root string) int {
-	if err := Run(context.Background(), Options{Paths: testPaths(root), Spawned: true}); err != nil {
+func spawnedMain(root, how string) int {
+	o := Options{Paths: testPaths(root), Spawned: how == "--spawned"}
+	if !o.Spawned { // by systemd
+		o.Idle, o.Listening.Hosts, o.Logger = -1, []string{"fd://"}, NewLogger(os.Stderr, true, 0)
+	}
+	if err := Run(context.Background(), o); err != nil {
 		fmt.Fprintln(os.Stderr, "daemon:", err)
 		return 1
 	}

@@ -104,8 +104,9 @@ func (o *origins) drop(c *fetch.Client) {
 }
 
 const (
-	maxClients = 32 // kept for who comes next
-	clientTime = 5 * time.Minute
+	maxStrangers = 256 // ways of clients who are not trusted whose secrets are kept
+	maxClients   = 32  // kept for who comes next
+	clientTime   = 5 * time.Minute
 )
 
 // client is a fetch.Client and when it read its configuration.
@@ -130,9 +131,7 @@ func (o *origins) noteAs(ref fetch.Reference, layers []fetch.Layer, r engineapi.
 		return nil
 	}
 	to := way{ref.Name(), withoutSecrets(r)}
-	o.mu.Lock()
-	o.logins[to] = r
-	o.mu.Unlock()
+	o.remember(to, r)
 	changes := map[string][]byte{}
 	for _, l := range layers {
 		if l.Blob == "" {
@@ -142,6 +141,15 @@ func (o *origins) noteAs(ref fetch.Reference, layers []fetch.Layer, r engineapi.
 		old, err := o.of(l.Blob)
 		if err != nil {
 			return err
+		}
+		// A layer may not be proven yet, so who is not trusted has no say in
+		// where the layers of others come from.
+		ours := slices.DeleteFunc(slices.Clone(old), func(o origin) bool { return o.Registry.NoHostFiles })
+		if r.NoHostFiles && len(ours) > 0 {
+			continue
+		}
+		if !r.NoHostFiles {
+			old = ours
 		}
 		at := slices.IndexFunc(old, func(o origin) bool { return o.way() == to })
 		if at == 0 || at > 0 && last {
@@ -164,6 +172,28 @@ func (o *origins) noteAs(ref fetch.Reference, layers []fetch.Layer, r engineapi.
 		return fmt.Errorf("origins: %w", err)
 	}
 	return nil
+}
+
+// remember keeps what a client said last of a way, if there are secrets in it.
+func (o *origins) remember(to way, r engineapi.RegistryOptions) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if r == to.registry {
+		delete(o.logins, to)
+		return
+	}
+	if _, ok := o.logins[to]; !ok && r.NoHostFiles {
+		n := 0
+		for w := range o.logins {
+			if !w.registry.NoHostFiles {
+				continue
+			}
+			if n++; n >= maxStrangers { // any of them: they are asked again
+				delete(o.logins, w)
+			}
+		}
+	}
+	o.logins[to] = r
 }
 
 // of returns the origins of a blob, none if there is no record, or a damaged one.
