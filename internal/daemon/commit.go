@@ -81,8 +81,13 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 		}
 	}
 	res.Digest = img.ManifestDigest
-	res.ID, err = e.putCommitted(img, keys, made.layer, name)
-	return res, err
+	if res.ID, err = e.putCommitted(img, keys, made.layer, name); err != nil {
+		return res, err
+	}
+	if img, err := e.images.Peek(res.ID); err == nil { // else it is gone already
+		e.imageEvent("commit", &img)
+	}
+	return res, nil
 }
 
 // checkBase refuses an upper that lies on other layers than those of img. They
@@ -147,7 +152,6 @@ func (e *engine) putCommitted(img imagedb.Image, keys []id.LayerKey, p *layerdb.
 	if img, err = e.images.Peek(imageID); err != nil {
 		return "", err
 	}
-	e.imageEvent("commit", &img)
 	if name != "" {
 		if err := e.images.Tag(name, imageID); err != nil {
 			return "", err

@@ -157,7 +157,7 @@ func TestEventsOfMounts(t *testing.T) {
 	ids["made"] = made.ID
 	more := fmt.Sprintf(" driver=fuse image=base:1 imageID=%s mode=rw name=%s", ids["base"], dir)
 	for _, want := range []string{
-		"mount mount " + m.ID + more, "image commit made", "image tag made name=made:1", "mount unmount " + m.ID + more,
+		"mount mount " + m.ID + more, "image tag made name=made:1", "image commit made", "mount unmount " + m.ID + more,
 	} {
 		if s := shown(ids, <-got); s != want {
 			t.Errorf("got  %s\nwant %s", s, want)
