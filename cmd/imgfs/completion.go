@@ -1,19 +1,14 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/imgfs/imgfs/internal/daemon"
-	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 )
 
@@ -141,7 +136,7 @@ func complete(ctx context.Context, app *cli.App, words []string) {
 // filtered by what of it is typed.
 func candidates(ctx context.Context, app *cli.App, before []string, current string) []candidate {
 	p := &permuter{levels: []*level{{flags: app.Flags}}, commands: app.Commands}
-	root := os.Getenv("IMGFS_ROOT")
+	a := &asked{permuter: p, Context: ctx, root: os.Getenv("IMGFS_ROOT"), current: current}
 	for i := 0; i < len(before); i++ {
 		word := before[i]
 		if !strings.HasPrefix(word, "-") || word == "-" {
@@ -154,26 +149,26 @@ func candidates(ctx context.Context, app *cli.App, before []string, current stri
 		_, f := p.find(name)
 		if f == nil || !takesValue(f) || attached {
 			if name == "root" {
-				root = value
+				a.root = value
 			}
 			continue
 		}
 		if i+1 == len(before) {
-			return flagValues(ctx, p, root, name)
+			return a.values(name)
 		}
 		if i++; name == "root" {
-			root = before[i]
+			a.root = before[i]
 		}
 	}
 	if name, _, ok := strings.Cut(current, "="); ok && strings.HasPrefix(current, "--") {
 		var all []candidate
-		for _, v := range flagValues(ctx, p, root, name[2:]) {
+		for _, v := range a.values(name[2:]) {
 			all = append(all, candidate{name + "=" + v.word, v.about})
 		}
 		return all
 	}
 	if strings.HasPrefix(current, "-") {
-		return flagNames(p)
+		return a.flags()
 	}
 	if len(p.commands) > 0 && len(p.positional) == 0 {
 		var all []candidate
@@ -187,235 +182,5 @@ func candidates(ctx context.Context, app *cli.App, before []string, current stri
 	if len(p.path) == 0 {
 		return nil
 	}
-	return arguments(ctx, p, root, current)
-}
-
-// arguments returns the candidates for the next argument of a command.
-func arguments(ctx context.Context, p *permuter, root, current string) []candidate {
-	switch p.path[0].Name {
-	case "mount":
-		if len(p.positional) > 0 {
-			return []candidate{{wantDirs, ""}}
-		}
-		return append(images(ctx, root), sourceNames(current)...)
-	case "run", "chroot":
-		if len(p.positional) > 0 {
-			return []candidate{{wantFiles, ""}} // a path inside, most likely, which may be one here too
-		}
-		return append(append(mountPoints(ctx, root), images(ctx, root)...), append(sourceNames(current), candidate{wantDirs, ""})...)
-	case "bundle":
-		if len(p.positional) > 0 {
-			return []candidate{{wantDirs, ""}}
-		}
-		return append(images(ctx, root), sourceNames(current)...)
-	case "diff":
-		if len(p.positional) > 0 {
-			return images(ctx, root)
-		}
-		return trees(ctx, root)
-	case "export":
-		return trees(ctx, root)
-	case "commit":
-		if len(p.positional) > 0 {
-			return images(ctx, root)
-		}
-		return append(mountPoints(ctx, root), uppers(ctx, root)...)
-	case "layout":
-		return []candidate{{wantDirs, ""}}
-	case "pull":
-		return append(images(ctx, root), sourceNames(current)...)
-	case "images", "inspect", "rmi", "index", "convert", "pin", "verify":
-		return images(ctx, root)
-	case "warm":
-		if len(p.positional) == 0 { // a path inside follows
-			return append(images(ctx, root), sourceNames(current)...)
-		}
-	case "unpin":
-		return pins(ctx, root)
-	case "why":
-		if len(p.positional) == 0 {
-			return append(images(ctx, root), candidate{wantFiles, ""})
-		}
-	case "umount":
-		return mountPoints(ctx, root)
-	case "upper":
-		if len(p.path) > 1 && p.path[1].Name != "ls" {
-			return uppers(ctx, root)
-		}
-	case "completion":
-		return []candidate{{"bash", ""}, {"zsh", ""}, {"fish", ""}}
-	}
-	return nil
-}
-
-// trees returns all that has a tree: mounts, uppers and images.
-func trees(ctx context.Context, root string) []candidate {
-	return append(append(mountPoints(ctx, root), uppers(ctx, root)...), images(ctx, root)...)
-}
-
-func flagNames(p *permuter) []candidate {
-	var all []candidate
-	for _, l := range slices.Backward(p.levels) {
-		for _, f := range l.flags {
-			d, ok := f.(cli.DocGenerationFlag)
-			v, visible := f.(cli.VisibleFlag)
-			if !ok || visible && !v.IsVisible() {
-				continue
-			}
-			_, about := placeholder(d.GetUsage())
-			all = append(all, candidate{"--" + f.Names()[0], about})
-		}
-	}
-	return all
-}
-
-// flagValues returns the values of the flags that have few.
-func flagValues(ctx context.Context, p *permuter, root, name string) []candidate {
-	var values []string
-	if name == "format" && len(p.path) > 1 && p.path[0].Name == "index" && p.path[1].Name != "ls" {
-		name = "index-format" // of an index, not of what is printed
-	}
-	switch name {
-	case "index-format":
-		values = []string{engineapi.IndexOwn, engineapi.IndexSoci, engineapi.IndexSociV2}
-	case "to":
-		values = []string{engineapi.ToEstargz, engineapi.ToZstdChunked}
-	case "root", "upper-dir":
-		values = []string{wantDirs}
-	case "output", "o":
-		values = []string{wantFiles}
-	case "compression":
-		values = []string{"gzip", "zstd"}
-	case "upper":
-		return uppers(ctx, root)
-	case "xattrs":
-		values = []string{"trusted", "user"}
-	case "authfile":
-		values = []string{wantFiles}
-	case "driver":
-		values = []string{"auto", "fuse", "overlay", "erofs"}
-	case "pull":
-		values = []string{"missing", "always", "never"}
-	case "prefetch":
-		values = []string{"none", "trace", "all"}
-	case "on-error":
-		values = []string{"eio", "retry="}
-	case "verify":
-		values = []string{"digests", "sealed"}
-	case "progress":
-		values = []string{"auto", "tty", "plain", "quiet"}
-	case "log-level":
-		values = []string{"debug", "info", "warn", "error"}
-	case "platform":
-		values = []string{"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x"}
-	case "format":
-		values = []string{"json", "table"}
-	case "filter", "f":
-		values = []string{"dangling=", "reference=", "label=", "before=", "since=", "until="}
-	}
-	var all []candidate
-	for _, v := range values {
-		all = append(all, candidate{v, ""})
-	}
-	return all
-}
-
-// images returns the names of the store's images if its daemon runs.
-func images(ctx context.Context, root string) []candidate {
-	p, err := daemon.Locate(root)
-	if err != nil {
-		return nil
-	}
-	list, err := engineapi.New(p.Socket).Images(ctx, nil, engineapi.ListOptions{})
-	if err != nil {
-		return nil
-	}
-	var all []candidate
-	for _, i := range list {
-		for _, t := range i.RepoTags {
-			all = append(all, candidate{t, i.ID.Short() + ", " + size(i.Size)})
-		}
-	}
-	return all
-}
-
-// sourceNames returns what current, which may begin with oci: and the like, can
-// become: a source's prefix, or behind one the names of files.
-func sourceNames(current string) []candidate {
-	var all []candidate
-	for _, s := range []candidate{{"oci:", "an OCI layout"}, {"oci-archive:", "an OCI layout in a tar"}, {"docker-archive:", "what docker save writes"}} {
-		path, ok := strings.CutPrefix(current, s.word)
-		if !ok {
-			all = append(all, s)
-			continue
-		}
-		dir, _ := filepath.Split(path)
-		entries, err := os.ReadDir(cmp.Or(dir, "."))
-		if err != nil {
-			return nil
-		}
-		all = nil
-		for _, e := range entries {
-			name := s.word + dir + e.Name()
-			if st, err := os.Stat(dir + e.Name()); err == nil && st.IsDir() {
-				name += "/"
-			} else if s.word == "oci:" {
-				continue
-			}
-			all = append(all, candidate{name, ""})
-		}
-		return all
-	}
-	return all
-}
-
-// mountPoints returns the directories imgfs has mounted on.
-func mountPoints(ctx context.Context, root string) []candidate {
-	p, err := daemon.Locate(root)
-	if err != nil {
-		return nil
-	}
-	list, err := engineapi.New(p.Socket).Mounts(ctx)
-	if err != nil {
-		return nil
-	}
-	var all []candidate
-	for _, m := range list {
-		all = append(all, candidate{m.Target, m.Image})
-	}
-	return all
-}
-
-// uppers returns the names of the store's uppers.
-func uppers(ctx context.Context, root string) []candidate {
-	p, err := daemon.Locate(root)
-	if err != nil {
-		return nil
-	}
-	list, err := engineapi.New(p.Socket).Uppers(ctx)
-	if err != nil {
-		return nil
-	}
-	var all []candidate
-	for _, u := range list {
-		all = append(all, candidate{u.Name, u.Image})
-	}
-	return all
-}
-
-// pins returns the names of the store's pins.
-func pins(ctx context.Context, root string) []candidate {
-	p, err := daemon.Locate(root)
-	if err != nil {
-		return nil
-	}
-	list, err := engineapi.New(p.Socket).Pins(ctx)
-	if err != nil {
-		return nil
-	}
-	var all []candidate
-	for _, p := range list {
-		all = append(all, candidate{p.Image, size(p.Size)})
-	}
-	return all
+	return a.arguments()
 }

@@ -38,7 +38,7 @@ func printHelp(w io.Writer, app *cli.App, path []*cli.Command) error {
 	}
 	if len(c.Subcommands) > 0 {
 		b.WriteString("\nCommands:\n")
-		printCommands(b, c.Subcommands)
+		printCommands(b, c.Subcommands, widest(c.Subcommands))
 	}
 	if len(c.Flags) > 0 {
 		b.WriteString("\nOptions:\n")
@@ -51,17 +51,59 @@ func printHelp(w io.Writer, app *cli.App, path []*cli.Command) error {
 	return b.Flush()
 }
 
-func programHelp(b *bufio.Writer, app *cli.App) {
-	fmt.Fprintf(b, "Usage:  imgfs [OPTIONS] COMMAND\n\n%s.\n", upperFirst(app.Usage))
-	b.WriteString(`
-Example:
-  imgfs mount ubuntu:14.04 /mnt/x
-  cat /mnt/x/etc/os-release
-  imgfs umount /mnt/x
+// group is commands that the program's help shows together.
+type group struct {
+	title    string
+	commands []*cli.Command
+}
 
-Commands:
-`)
-	printCommands(b, app.Commands)
+// groups returns all commands.
+func groups() []group {
+	return []group{
+		{"Mount images, run programs in them, keep what they change", mountCommands()},
+		{"Read files of images without mounting them", readCommands()},
+		{"Images in the store, and their names", imageCommands()},
+		{"Registries", registryCommands()},
+		{"Archives", archiveCommands()},
+		{"Layers, and which of their bytes are here", layerCommands()},
+		{"The daemon and this program", daemonCommands()},
+	}
+}
+
+// allCommands returns the commands of all groups, which know their group.
+func allCommands() []*cli.Command {
+	var all []*cli.Command
+	for _, g := range groups() {
+		for _, c := range g.commands {
+			c.Category = g.title
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+const programExamples = `
+Examples:
+  imgfs mount ubuntu:14.04 /mnt/x           # an image as a directory to write to
+  cat /mnt/x/etc/os-release
+  imgfs umount /mnt/x                       # what was changed is kept: imgfs upper ls
+  imgfs run ubuntu:14.04 bash               # a shell in it, as in a container
+  imgfs cat ubuntu:14.04:/etc/os-release    # one file of it, nothing mounted
+  imgfs images                              # what is in the store, and what is lazy
+`
+
+func programHelp(b *bufio.Writer, app *cli.App) {
+	fmt.Fprintf(b, "Usage:  imgfs [OPTIONS] COMMAND\n\n%s.\n%s", upperFirst(app.Usage), programExamples)
+	wide := widest(app.Commands)
+	for rest := app.Commands; len(rest) > 0; {
+		n := slices.IndexFunc(rest, func(c *cli.Command) bool { return c.Category != rest[0].Category })
+		if n < 0 {
+			n = len(rest)
+		}
+		fmt.Fprintf(b, "\n%s:\n", rest[0].Category)
+		printCommands(b, rest[:n], wide)
+		rest = rest[n:]
+	}
 	b.WriteString("\nOptions:\n")
 	printFlags(b, app.Flags)
 	b.WriteString("\nExit codes:\n")
@@ -69,17 +111,24 @@ Commands:
 	for _, e := range exits {
 		fmt.Fprintf(b, "%5d  %s\n", e.code, e.text)
 	}
-	b.WriteString("\nimgfs COMMAND --help says more about a command.\n")
+	b.WriteString("\nimgfs COMMAND --help says more about a command, with examples.\n")
 }
 
-func printCommands(b io.Writer, commands []*cli.Command) {
-	t := tabwriter.NewWriter(b, 0, 1, 3, ' ', 0)
+// widest returns the length of the longest of the commands' names.
+func widest(commands []*cli.Command) int {
+	n := 0
+	for _, c := range commands {
+		n = max(n, len(strings.Join(c.Names(), ", ")))
+	}
+	return n
+}
+
+func printCommands(b io.Writer, commands []*cli.Command, wide int) {
 	for _, c := range commands {
 		if !c.Hidden {
-			fmt.Fprintf(t, "  %s\t%s\n", strings.Join(c.Names(), ", "), upperFirst(c.Usage))
+			fmt.Fprintf(b, "  %-*s   %s\n", wide, strings.Join(c.Names(), ", "), upperFirst(c.Usage))
 		}
 	}
-	t.Flush()
 }
 
 func printFlags(b io.Writer, flags []cli.Flag) {

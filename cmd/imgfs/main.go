@@ -97,8 +97,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			&cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "show help"},
 			&cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"},
 		},
-		Commands: slices.Concat(mountCommands(), imageCommands(), registryCommands(), archiveCommands(),
-			layerCommands(), readCommands(), daemonCommands()),
+		Commands: allCommands(),
 		Action: func(c *cli.Context) error {
 			if c.Bool("version") {
 				return printVersionLine(c.App.Writer)

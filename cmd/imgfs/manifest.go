@@ -18,6 +18,15 @@ func manifestCommand() *cli.Command {
 	return command(cli.Command{
 		Name:  "manifest",
 		Usage: "show what a name stands for in its registry",
+		Description: `
+Examples:
+  imgfs manifest inspect debian:12
+  imgfs manifest digest --platform linux/arm64 debian:12
+
+` + exits,
+		Action: func(c *cli.Context) error {
+			return printHelp(c.App.Writer, c.App, []*cli.Command{c.Command})
+		},
 		Subcommands: []*cli.Command{
 			command(cli.Command{
 				Name: "inspect", ArgsUsage: "IMAGE",

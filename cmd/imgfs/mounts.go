@@ -18,8 +18,9 @@ func mountsCommand() *cli.Command {
 		Name:  "mounts",
 		Usage: "list the mounts of the store",
 		Description: `
-Template fields: .ID .Dir .Image .ImageID .ChainID .Driver .Mode
-.Upper .Writes .WriteBytes .Changes .Lookups .Getattrs .Readdirs .Opens .Reads .ReadBytes .Errors .Age .CreatedAt
+Template fields: .ID .Dir .Image .ImageID .ChainID .Driver .Mode .Upper .Writes
+.WriteBytes .Changes .Lookups .Getattrs .Readdirs .Opens .Reads .ReadBytes
+.Errors .Age .CreatedAt
 (the counts are of requests from the kernel; what its caches answer is not
 among them).
 
