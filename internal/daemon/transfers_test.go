@@ -123,6 +123,7 @@ func TestPullersLeave(t *testing.T) {
 				}
 			}
 		}
+		reg.AwaitHeld(t)
 		for _, c := range clients[stays:] {
 			c.leave()
 		}

@@ -164,6 +164,12 @@ func (r *Registry) Await(t testing.TB, kind Kind) {
 	r.await(t, func() bool { return slices.ContainsFunc(r.requests, func(q *Request) bool { return q.Kind == kind }) })
 }
 
+// AwaitHeld returns when a request is in a delay or a stall.
+func (r *Registry) AwaitHeld(t testing.TB) {
+	t.Helper()
+	r.await(t, func() bool { return r.held > 0 })
+}
+
 // await returns when something is so. It is asked with mu held.
 func (r *Registry) await(t testing.TB, so func() bool) {
 	t.Helper()
@@ -186,7 +192,7 @@ func (r *Registry) await(t testing.TB, so func() bool) {
 // these broken off. It waits for one.
 func (r *Registry) Cut(t testing.TB) {
 	t.Helper()
-	r.await(t, func() bool { return r.held > 0 })
+	r.AwaitHeld(t)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	close(r.cut)
