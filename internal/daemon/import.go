@@ -47,8 +47,7 @@ func (e *engine) Import(ctx context.Context, req engineapi.ImportRequest, body i
 		body = res.Body
 	}
 	layer, err := e.layers.Register(ctx, body, "", func(s layerdb.Step) {
-		switch s.Status {
-		case layerdb.StatusDownloading, layerdb.StatusVerifying, layerdb.StatusExtracting:
+		if s.Current > 0 && s.Status != layerdb.StatusDone { // as in loading.step
 			report(engineapi.Progress{ID: "layer", Status: "Importing", Current: s.Current, Total: s.Total})
 		}
 	})

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"runtime/debug"
 	"slices"
@@ -117,7 +116,8 @@ func (l *loading) receive(ctx context.Context, body io.Reader, spool fetch.Spool
 // plainTar returns the tar that body is, perhaps compressed. The caller ends with
 // end.
 func plainTar(body io.Reader) (_ io.Reader, end func(), err error) {
-	b := bufio.NewReaderSize(body, 64<<10)
+	from := &noting{r: body}
+	b := bufio.NewReaderSize(from, 64<<10)
 	head, err := b.Peek(8)
 	if err != nil && err != io.EOF {
 		return nil, nil, err
@@ -135,8 +135,12 @@ func plainTar(body io.Reader) (_ io.Reader, end func(), err error) {
 			}
 		}()
 		_, err := span.NewReader(b, span.Options{}).WriteTo(w)
-		if err != nil && !errors.Is(err, io.ErrClosedPipe) {
-			err = fmt.Errorf("archive: %w", err)
+		switch {
+		case err == nil || errors.Is(err, io.ErrClosedPipe):
+		case from.err != nil:
+			err = from.err
+		default:
+			err = fault.New(fault.Integrity, "the archive cannot be uncompressed: %w", err)
 		}
 		w.CloseWithError(err)
 	}()
@@ -144,6 +148,20 @@ func plainTar(body io.Reader) (_ io.Reader, end func(), err error) {
 		r.Close()
 		<-ended
 	}, nil
+}
+
+// noting is a reader that notes how it failed.
+type noting struct {
+	r   io.Reader
+	err error
+}
+
+func (n *noting) Read(p []byte) (int, error) {
+	k, err := n.r.Read(p)
+	if err != nil && err != io.EOF {
+		n.err = err
+	}
+	return k, err
 }
 
 // hold keeps layers in the store until the load has ended.
@@ -254,20 +272,16 @@ func shownFile(name string) string {
 	return id.BlobOf([]byte(name)).Short()
 }
 
-// step reports how far a layer is, in docker's words.
+// step reports how far a layer is, in docker's words. What counts nothing is not
+// said: docker's CLI would print it where it prints nothing of its own daemon's.
 func (l *loading) step(name string) func(layerdb.Step) {
 	return func(s layerdb.Step) {
-		switch s.Status {
-		case layerdb.StatusWaiting:
+		if s.Current == 0 || s.Status == layerdb.StatusDone {
 			return
-		case layerdb.StatusDownloading, layerdb.StatusVerifying, layerdb.StatusExtracting:
-			s.Status = "Loading layer"
-		case layerdb.StatusDone:
-			s.Status = "Loaded"
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.report(engineapi.Progress{ID: name, Status: s.Status, Current: s.Current, Total: s.Total})
+		l.report(engineapi.Progress{ID: name, Status: "Loading layer", Current: s.Current, Total: s.Total})
 	}
 }
 
