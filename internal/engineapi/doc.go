@@ -3,7 +3,8 @@
 //
 // The image routes are the Docker Engine API's, so that the docker CLI drives
 // imgfs ([NewServer] lists them); imgfs' own routes stand under /imgfs/v1/.
-// Every route is served with and without a /v1.24 … /v1.50 prefix.
+// Every route is served with and without a /v1.24 … /v1.52 prefix, which decides
+// about the shape of the reply.
 //
 // Terms:
 //

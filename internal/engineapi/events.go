@@ -80,6 +80,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 		}
 		return rc.Flush()
 	}
+	defer rc.SetWriteDeadline(time.Time{}) // the connection may serve another request
 	legacy := olderThan(r, 52)
 	err = s.engine.Events(r.Context(), since, until, func(ev Event) error {
 		switch {

@@ -188,7 +188,7 @@ func (e *goldenEngine) Push(_ context.Context, req PushRequest, report func(Prog
 }
 
 func (e *goldenEngine) Search(_ context.Context, req SearchRequest) ([]SearchResult, error) {
-	return []SearchResult{{Name: req.Term, Description: fmt.Sprint(req.Limit, " <", *req.Official, "> ", req.Stars), StarCount: 3, IsOfficial: true}}, nil
+	return []SearchResult{{Name: req.Term, Description: fmt.Sprint(req.Limit, " <", req.Official != nil && *req.Official, "> ", req.Stars), StarCount: 3, IsOfficial: true}}, nil
 }
 
 func (e *goldenEngine) Manifest(_ context.Context, name string, _ RegistryOptions) (RegistryManifest, error) {

@@ -103,7 +103,11 @@ func (s *server) importImage(w http.ResponseWriter, r *http.Request) error {
 		req.URL = req.Source
 	}
 	return s.serveStream(w, r, func(st *stream) error {
-		imageID, err := s.engine.Import(r.Context(), req, r.Body, st.step)
+		report := st.step
+		if req.URL == "" && !boolParam(r, wantsResult) {
+			report = func(Progress) {} // docker prints the ID alone, which scripts take
+		}
+		imageID, err := s.engine.Import(r.Context(), req, r.Body, report)
 		if err != nil {
 			return err
 		}
