@@ -134,7 +134,7 @@ func TestPullersLeave(t *testing.T) {
 					t.Errorf("client %d: %v", i, c.err)
 				}
 			}
-			// Nothing goes on, and the next one is served from the start.
+			reg.AwaitFree(t) // nothing goes on; the next one is served from the start
 			if _, err := d.client.Pull(ctx, engineapi.PullRequest{Reference: ref}, nil); err != nil {
 				t.Error(err)
 			}

@@ -170,6 +170,12 @@ func (r *Registry) AwaitHeld(t testing.TB) {
 	r.await(t, func() bool { return r.held > 0 })
 }
 
+// AwaitFree returns when no request is in a delay or a stall, any more.
+func (r *Registry) AwaitFree(t testing.TB) {
+	t.Helper()
+	r.await(t, func() bool { return r.held == 0 })
+}
+
 // await returns when something is so. It is asked with mu held.
 func (r *Registry) await(t testing.TB, so func() bool) {
 	t.Helper()
@@ -204,8 +210,7 @@ func (r *Registry) hold(req *http.Request, timer <-chan time.Time) {
 	r.mu.Lock()
 	cut := r.cut
 	r.held++
-	close(r.arrived)
-	r.arrived = make(chan struct{})
+	r.tellLocked()
 	r.mu.Unlock()
 	select {
 	case <-timer:
@@ -216,6 +221,13 @@ func (r *Registry) hold(req *http.Request, timer <-chan time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.held--
+	r.tellLocked()
+}
+
+// tellLocked wakes who waits for something.
+func (r *Registry) tellLocked() {
+	close(r.arrived)
+	r.arrived = make(chan struct{})
 }
 
 // Heal removes all faults.
@@ -375,8 +387,7 @@ func (r *Registry) record(kind Kind, w http.ResponseWriter, req *http.Request) (
 	u := *req.URL
 	q := &Request{Kind: kind, Method: req.Method, URL: &u, Header: req.Header.Clone(), Conn: req.RemoteAddr, exchange: exchange{came: time.Now()}}
 	r.requests = append(r.requests, q)
-	close(r.arrived)
-	r.arrived = make(chan struct{})
+	r.tellLocked()
 	w = &answer{ResponseWriter: w, mu: &r.clock, e: &q.exchange}
 	for i, f := range r.faults {
 		if f.On != kind || !strings.Contains(req.URL.Path, f.Match) {
