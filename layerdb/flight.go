@@ -42,9 +42,17 @@ const (
 // want is what a pass is for. Who claims a diffID for another blob has a pass
 // of its own: a false claim costs nobody else anything.
 type want struct {
-	diff id.DiffID // "": not known yet
-	blob id.Blob   // "": unknown
+	diff  id.DiffID // "": not known yet
+	blob  id.Blob   // "": unknown
+	aside bool      // see Aside
 }
+
+type asideKey struct{}
+
+// Aside returns a context for layers that come at the pace of somebody who is
+// not trusted, by an upload or from a registry of their choice: their passes
+// have slots of their own, and nobody else's waits for them.
+func Aside(ctx context.Context) context.Context { return context.WithValue(ctx, asideKey{}, true) }
 
 // flight is one pass under way and who waits for it.
 type flight struct {
@@ -116,11 +124,11 @@ func (s *Store) Ensure(ctx context.Context, spec Spec, report func(Step)) (key i
 	if err := ctx.Err(); err != nil {
 		return "", false, err
 	}
-	if key, ok := s.stored(want{spec.DiffID, spec.Blob}); ok {
+	if key, ok := s.stored(want{diff: spec.DiffID, blob: spec.Blob}); ok {
 		report(Step{Status: StatusExists})
 		return key, true, nil
 	}
-	f, err := s.join(spec)
+	f, err := s.join(spec, ctx.Value(asideKey{}) != nil)
 	if err != nil {
 		return "", false, err
 	}
@@ -157,21 +165,22 @@ func (s *Store) Proven(d id.DiffID) (id.LayerKey, bool) {
 
 // join returns the pass of spec's layer, started if there is none, with the
 // caller counted among its waiters.
-func (s *Store) join(spec Spec) (*flight, error) {
-	w := want{spec.DiffID, spec.Blob}
+func (s *Store) join(spec Spec, aside bool) (*flight, error) {
+	w := want{spec.DiffID, spec.Blob, aside}
+	shared := w.diff != "" || w.blob != ""
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, fault.New(fault.Unavailable, "layer store is closed")
 	}
-	if f := s.flights[w]; f != nil && w != (want{}) {
+	if f := s.flights[w]; f != nil && shared {
 		f.waiters++
 		return f, nil
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	f := newFlight(w, spec.Size, cancel)
 	f.waiters = 1
-	if w != (want{}) {
+	if shared {
 		s.flights[w] = f
 	}
 	s.wg.Go(func() {

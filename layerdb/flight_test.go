@@ -156,3 +156,31 @@ func TestLeave(t *testing.T) {
 		}
 	})
 }
+
+// TestAside has somebody who is not trusted take all their time over all the
+// passes they may have: the same layer, and others, come to everybody else.
+func TestAside(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	stream := tarOf(t, sample)
+	ctx, leave := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer leave()
+	for i := range cap(p.aside) + 1 {
+		spec := specOf(stream, stream)
+		spec.Blob = "" // one of which nothing is known until it is here
+		spec.DiffID = ""
+		if i == 0 {
+			spec = specOf(stream, stream)
+		}
+		spec, h := holding(spec)
+		wg.Go(func() { p.Ensure(Aside(ctx), spec, nil) })
+		if i < cap(p.aside) {
+			<-h.opened
+		}
+	}
+	if _, _, err := p.Ensure(t.Context(), specOf(stream, stream), nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -15,9 +15,13 @@ import (
 
 // pass brings in one layer: see the package's doc. On error nothing is left.
 func (s *Store) pass(ctx context.Context, spec Spec, f *flight) (id.LayerKey, error) {
+	slots := s.slots
+	if f.want.aside {
+		slots = s.aside
+	}
 	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	}

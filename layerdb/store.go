@@ -78,6 +78,7 @@ type Store struct {
 	ctx   context.Context // of all passes and builds
 	stop  context.CancelFunc
 	slots chan struct{} // held by a pass
+	aside chan struct{} // by one that is: see Aside
 	cpus  chan struct{} // held while inflating
 	wg    sync.WaitGroup
 	pool  *lazy.Pool
@@ -119,6 +120,7 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 		opts:    o,
 		log:     o.Logger,
 		slots:   make(chan struct{}, o.Passes),
+		aside:   make(chan struct{}, o.Passes),
 		cpus:    make(chan struct{}, runtime.GOMAXPROCS(0)),
 		layers:  map[id.LayerKey]*layer{},
 		blobs:   map[id.Blob]id.LayerKey{},

@@ -15,6 +15,7 @@ import (
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/layerdb"
 )
 
 // figures counts what a daemon has done, for the metrics. The zero value works.
@@ -93,16 +94,25 @@ func (c counted) Save(ctx context.Context, req engineapi.SaveRequest, w io.Write
 
 // Load implements engineapi.Archives.
 func (c counted) Load(ctx context.Context, req engineapi.LoadRequest, body io.Reader, report func(engineapi.Progress)) ([]engineapi.LoadedImage, error) {
-	res, err := c.engine.Load(ctx, req, body, report)
+	res, err := c.engine.Load(paceOf(ctx), req, body, report)
 	c.figures.work("load", err)
 	return res, err
 }
 
 // Import implements engineapi.Archives.
 func (c counted) Import(ctx context.Context, req engineapi.ImportRequest, body io.Reader, report func(engineapi.Progress)) (id.ImageID, error) {
-	res, err := c.engine.Import(ctx, req, body, report)
+	res, err := c.engine.Import(paceOf(ctx), req, body, report)
 	c.figures.work("import", err)
 	return res, err
+}
+
+// paceOf returns the context of an upload: one of who is not trusted must not
+// hold up anybody else's layers.
+func paceOf(ctx context.Context) context.Context {
+	if engineapi.Trusted(ctx) {
+		return ctx
+	}
+	return layerdb.Aside(ctx)
 }
 
 // mountTotals is what the mounts of a daemon's life have done.

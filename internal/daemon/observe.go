@@ -141,13 +141,13 @@ func noPages(h http.Handler) http.Handler {
 
 // close ends all of them.
 func (w *watchers) close() {
-	for _, l := range []net.Listener{w.metrics, w.debug} {
-		if l != nil {
-			l.Close()
-		}
-	}
 	for _, s := range w.servers {
 		s.Close()
 	}
 	w.wg.Wait()
+	for _, l := range []net.Listener{w.metrics, w.debug} {
+		if l != nil {
+			l.Close() // again, where it was served
+		}
+	}
 }

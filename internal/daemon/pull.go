@@ -10,6 +10,7 @@ import (
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/pool"
+	"github.com/imgfs/imgfs/layerdb"
 )
 
 // Owners of layers, see the package documentation.
@@ -93,6 +94,9 @@ func (e *engine) pullNow(ctx context.Context, ref fetch.Reference, req engineapi
 		return engineapi.PullResult{}, err
 	}
 	defer e.endPull()
+	if req.Registry.NoHostFiles {
+		ctx = layerdb.Aside(ctx)
+	}
 	res.Reference = ref.Familiar()
 	want, err := fetch.ParsePlatform(req.Platform)
 	if err != nil {

@@ -199,7 +199,7 @@ func (c *Client) once(ctx context.Context, method, path string, q url.Values, h 
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, gone(ctx, err)
+		return nil, c.remote.name(gone(ctx, err))
 	}
 	return res, replyError(res)
 }

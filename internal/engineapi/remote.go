@@ -3,6 +3,7 @@ package engineapi
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"net/http"
 
@@ -45,4 +46,13 @@ func (r *Remote) dialUnix(ctx context.Context) (*net.UnixConn, error) {
 		return nil, err
 	}
 	return nc.(*net.UnixConn), nil
+}
+
+// name says in an error of the connection which daemon it is about; nil, a
+// daemon's own socket, is not named.
+func (r *Remote) name(err error) error {
+	if r == nil || fault.KindOf(err) != fault.Unavailable {
+		return err
+	}
+	return fault.WithHint(fmt.Errorf("%s://%s: %w", r.Network, r.Address, err), "it is named by -H or IMGFS_HOST")
 }
