@@ -27,6 +27,8 @@
 //     had from later. A device (reads.go) is a layer's data as one mount reads
 //     it, with the patience of that mount. A trace (trace.go) is what was read
 //     of a chain first.
+//   - A removal (remove.go) is docker's rmi, with mounts for containers. An event
+//     (events.go) tells of what has happened, in order, once it is done.
 //   - Kernel drivers (kernel.go) are mounts in which the daemon serves nothing,
 //     or only what lies below a kernel overlayfs.
 //
@@ -38,7 +40,7 @@
 // nothing of a pull waits for the client that watches it; no secret is written
 // anywhere.
 //
-// Lock order: engine.names, then engine.mu; those of origins, arrivals, traces
-// and foresight are leaves. No call into another package is
+// Lock order: engine.names, then engine.mu; those of origins, arrivals, traces,
+// foresight and events are leaves. No call into another package is
 // made under engine.mu; under engine.names only short ones on the database.
 package daemon
