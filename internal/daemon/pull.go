@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -108,7 +109,11 @@ func (e *engine) pullNow(ctx context.Context, ref fetch.Reference, req engineapi
 			e.origins.drop(client)
 		}
 	}()
+	begun := func() { // docker says so when it has the manifest, or needs none
+		report(engineapi.Progress{ID: cmp.Or(ref.Tag(), string(ref.Digest())), Status: "Pulling from " + ref.Path()})
+	}
 	if known, ok := e.upToDate(ctx, client, ref, want); ok {
+		begun()
 		res.ImageID, res.Digest, res.UpToDate = known.ID, known.Digest, true
 		if !whole {
 			return res, nil
@@ -130,11 +135,7 @@ func (e *engine) pullNow(ctx context.Context, ref fetch.Reference, req engineapi
 		return res, err
 	}
 	if !ref.Local() {
-		tag := ref.Tag()
-		if tag == "" {
-			tag = string(ref.Digest())
-		}
-		report(engineapi.Progress{ID: tag, Status: "Pulling from " + ref.Path()})
+		begun()
 	}
 	if err := e.origins.note(ref, a.img.Layers, req.Registry); err != nil {
 		return res, err

@@ -38,7 +38,7 @@ func (p *pushing) place(ctx context.Context, i int, d descriptor) (bool, error) 
 	if open == nil && from == "" {
 		there, err := p.client.HasBlob(ctx, p.at, d.Digest)
 		if there {
-			p.show(i, statusThere, d.Size, d.Size)
+			p.show(i, statusThere, 0, 0)
 		}
 		return there, err
 	}
@@ -98,11 +98,11 @@ func (p *pushing) send(ctx context.Context, i int, d descriptor, open func() (io
 	case err != nil:
 		return err
 	case how == fetch.Existed:
-		p.show(i, statusThere, d.Size, d.Size)
+		p.show(i, statusThere, 0, 0)
 	case how == fetch.Mounted:
-		p.show(i, statusMounted+from, d.Size, d.Size)
+		p.show(i, statusMounted+from, 0, 0)
 	default:
-		p.show(i, statusPushed, d.Size, d.Size)
+		p.show(i, statusPushed, 0, 0)
 	}
 	return nil
 }
