@@ -20,8 +20,8 @@ func imagesCommand() *cli.Command {
 		Description: `
 SIZE counts the files of an image, as docker does; CACHED is how much of its
 layers is here, LAZY what would be fetched if it were read. An image that others
-were made of, and that has no name, is only shown with -a. --tree shows the
-images that are parts of one name, and in IN USE whether one is mounted.
+were made of, and that has no name, is only shown with -a. --tree shows what each name
+stands for, by platform; U says that it is mounted.
 
 Filters (-f): dangling=BOOL, reference=PATTERN, label=KEY[=VALUE],
 label!=KEY[=VALUE], before=IMAGE, since=IMAGE, until=TIME, mounted=BOOL,

@@ -12,9 +12,10 @@ import (
 )
 
 // printTree writes images as docker images --tree does: each with its names
-// above each other, and below it what it has for each platform.
+// above each other, and below it what it has for each platform; U says that it
+// is in use.
 func printTree(w io.Writer, list []engineapi.ImageSummary, long bool) error {
-	t := &treeTable{head: []string{"IMAGE", "ID", "DISK USAGE", "CONTENT SIZE", "LAZY", "IN USE"}}
+	t := &treeTable{head: []string{"IMAGE", "ID", "DISK USAGE", "CONTENT SIZE", "CACHED", "LAZY", "EXTRA"}}
 	for _, i := range list {
 		t.image(&i, long)
 	}
@@ -36,41 +37,31 @@ func (t *treeTable) image(i *engineapi.ImageSummary, long bool) {
 	if len(names) == 0 {
 		names = []string{"<untagged>"}
 	}
-	var here, missing, lazy int64
-	mounts := 0
 	manifests := slices.DeleteFunc(slices.Clone(i.Manifests), func(m engineapi.ManifestSummary) bool { return m.Kind != "image" || m.ImageData == nil })
+	var all engineapi.ManifestSize
 	for _, m := range manifests {
-		here += m.Size.Content
-		missing += max(0, m.Size.Total-m.Size.Content)
-		mounts += len(m.ImageData.Containers)
-	}
-	if i.Lazy != nil {
-		lazy = *i.Lazy
-	} else {
-		lazy = missing
+		all.Content += m.Size.Content
+		all.Total += m.Size.Total
 	}
 	for _, n := range names[:len(names)-1] {
 		t.rows = append(t.rows, []string{n})
 	}
-	id := imageID(*i, long)
-	t.rows = append(t.rows, []string{names[len(names)-1], id, size(i.Size), size(here), size(lazy), inUse(mounts > 0 || i.Containers > 0)})
+	t.add(names[len(names)-1], imageID(*i, long), i.Size, all, i.Containers > 0)
 	for n, m := range manifests {
 		branch := "├─ "
 		if n == len(manifests)-1 {
 			branch = "└─ "
 		}
-		t.rows = append(t.rows, []string{
-			branch + platformName(m.ImageData.Platform), shortDigest(m.ID, long),
-			size(m.ImageData.Size.Unpacked), size(m.Size.Content), size(max(0, m.Size.Total-m.Size.Content)), inUse(len(m.ImageData.Containers) > 0),
-		})
+		t.add(branch+platformName(m.ImageData.Platform), shortDigest(m.ID, long), m.ImageData.Size.Unpacked, m.Size, len(m.ImageData.Containers) > 0)
 	}
 }
 
-func inUse(yes bool) string {
-	if yes {
-		return "✔"
+func (t *treeTable) add(name, id string, unpacked int64, s engineapi.ManifestSize, used bool) {
+	extra := ""
+	if used {
+		extra = "U"
 	}
-	return ""
+	t.rows = append(t.rows, []string{name, id, size(unpacked), size(s.Total), size(s.Content), size(s.Total - s.Content), extra})
 }
 
 // platformName returns a platform as it is typed: linux/arm/v7.
