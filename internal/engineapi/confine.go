@@ -296,6 +296,8 @@ func (c confined) Events(ctx context.Context, since, until time.Time, emit func(
 	return c.engine.Events(ctx, since, until, emit)
 }
 
+func (c confined) Configured(ctx context.Context) []InfoIndex { return c.engine.Configured(ctx) }
+
 func (c confined) Status(ctx context.Context) (Status, error) { return c.engine.Status(ctx) }
 
 func (c confined) GC(context.Context) (GCReport, error) { return GCReport{}, denied("gc") }

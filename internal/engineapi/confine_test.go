@@ -21,7 +21,7 @@ import (
 
 // allowed are the methods of an engine that untrusted clients reach at all.
 var allowed = []string{
-	"Changes", "DiskUsage", "Document", "Events", "Export", "ExportLayer", "ExportRefs", "Graph", "History", "Images", "Import",
+	"Changes", "Configured", "DiskUsage", "Document", "Events", "Export", "ExportLayer", "ExportRefs", "Graph", "History", "Images", "Import",
 	"Inspect", "InspectLayer", "ListIndexes", "ListTree", "Load", "Login", "Manifest", "Mounts", "Pins", "Prune", "Pull",
 	"Push", "ReadTree", "Remove", "Save", "Search", "Status", "Tag", "Tags", "Untag", "Why",
 }

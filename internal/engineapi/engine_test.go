@@ -60,6 +60,13 @@ func (e *engine) DiskUsage(context.Context) (DiskUsage, error) {
 	return DiskUsage{Layers: []LayerUsage{{Size: 100, Present: 40}, {Size: 7, Present: 7}}, Limit: 1 << 20}, nil
 }
 
+func (e *engine) Configured(context.Context) []InfoIndex {
+	return []InfoIndex{
+		{Name: "docker.io", Mirrors: []string{"https://mirror/"}, Secure: true, Official: true},
+		{Name: "broken", Mirrors: []string{}, Problem: "no"},
+	}
+}
+
 func (e *engine) Mounts(context.Context) ([]Mount, error) { return []Mount{{ID: "m"}}, nil }
 
 func (e *engine) Mount(ctx context.Context, req MountRequest, report func(Progress), x Exchange) (Mount, error) {

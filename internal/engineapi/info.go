@@ -86,6 +86,8 @@ type InfoIndex struct {
 	Mirrors  []string
 	Secure   bool
 	Official bool
+
+	Problem string `json:"-"` // why what is configured cannot be used
 }
 
 // info says of the store what docker's client shows.
@@ -111,12 +113,21 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 		IndexServerAddress: "https://index.docker.io/v1/",
 		RegistryConfig: InfoRegistries{
 			InsecureRegistryCIDRs: []string{"::1/128", "127.0.0.0/8"},
-			IndexConfigs:          map[string]InfoIndex{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}},
+			IndexConfigs:          map[string]InfoIndex{},
 			Mirrors:               []string{},
 		},
 		Labels: []string{}, Runtimes: map[string]struct{}{}, SecurityOptions: []string{},
 		LiveRestoreEnabled: true,
 		Warnings:           st.Problems,
+	}
+	for _, c := range s.engine.Configured(r.Context()) {
+		i.RegistryConfig.IndexConfigs[c.Name] = c
+		if c.Official {
+			i.RegistryConfig.Mirrors = c.Mirrors
+		}
+		if c.Problem != "" {
+			i.Warnings = append(i.Warnings, "WARNING: "+c.Name+": "+c.Problem)
+		}
 	}
 	for _, f := range st.Faults {
 		i.Warnings = append(i.Warnings, "WARNING: reads of "+f.Target+" fail: "+f.Reason)

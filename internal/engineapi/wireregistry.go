@@ -19,6 +19,9 @@ type Registries interface {
 	Login(ctx context.Context, req LoginRequest) (LoginResult, error)
 	// Manifest returns what a name stands for in its registry.
 	Manifest(ctx context.Context, name string, r RegistryOptions) (RegistryManifest, error)
+	// Configured returns the registries that this host's configuration names,
+	// and Docker Hub.
+	Configured(ctx context.Context) []InfoIndex
 }
 
 // PushRequest says what to push.
