@@ -5,9 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/imgfs/imgfs/fetch"
@@ -119,6 +122,23 @@ const (
 	maxRedirects  = 10
 )
 
+// notHere refuses addresses of this machine alone: what listens there does not
+// expect to be asked for somebody else.
+func notHere(_, address string, _ syscall.RawConn) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return err
+	}
+	if ip = ip.Unmap(); ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() {
+		return fault.New(fault.Denied, "%s is for the daemon's own user alone", ip)
+	}
+	return nil
+}
+
 // download gets what is to be imported. A host alone means http, as in docker.
 func download(ctx context.Context, from string, report func(engineapi.Progress)) (*http.Response, error) {
 	if !strings.Contains(from, "://") {
@@ -135,6 +155,9 @@ func download(ctx context.Context, from string, report func(engineapi.Progress))
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.ResponseHeaderTimeout = answerTimeout
 	t.DisableKeepAlives = true // closes with the body
+	if !engineapi.Trusted(ctx) {
+		t.DialContext = (&net.Dialer{Timeout: answerTimeout, Control: notHere}).DialContext
+	}
 	client := &http.Client{Transport: t, CheckRedirect: func(r *http.Request, via []*http.Request) error {
 		if len(via) >= maxRedirects {
 			return fault.New(fault.Network, "more than %d redirects", maxRedirects)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -251,6 +252,8 @@ func TestGroupSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("DOCKER_CONFIG", secret)
+	loopback := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(layer) }))
+	defer loopback.Close()
 	reg := newRegistry(t)
 	ref, imageID := reg.push(t, "public", "file a one")
 
@@ -315,6 +318,10 @@ func TestGroupSocket(t *testing.T) {
 		{"POST", "/images/create?fromSrc=file://" + config + "&repo=x", "", nil},
 		{"POST", "/images/create?fromSrc=oci:" + layout + "&repo=x", "", nil},
 		{"GET", "/imgfs/v1/../../etc/passwd", "", nil},
+		// What listens on loopback serves this machine.
+		{"POST", "/images/create?fromSrc=" + url.QueryEscape(loopback.URL) + "&repo=x", "", nil},
+		{"POST", "/images/create?fromSrc=" + url.QueryEscape(strings.Replace(loopback.URL, "127.0.0.1", "localhost", 1)) + "&repo=x", "", nil},
+		{"POST", "/images/create?fromSrc=" + url.QueryEscape(strings.Replace(loopback.URL, "127.0.0.1", "[::ffff:127.0.0.1]", 1)) + "&repo=x", "", nil},
 	}
 	for _, s := range sources {
 		q := url.QueryEscape(s)
@@ -363,6 +370,9 @@ func TestGroupSocket(t *testing.T) {
 	defer root.Close()
 	if _, err := root.Pull(testContext(t), engineapi.PullRequest{Reference: sources[0]}, nil); err != nil {
 		t.Errorf("pull of a layout by root: %v", err)
+	}
+	if _, err := root.Import(testContext(t), engineapi.ImportRequest{URL: loopback.URL}, nil, nil); err != nil {
+		t.Errorf("import from loopback by root: %v", err)
 	}
 	if _, err := root.GC(testContext(t)); err != nil {
 		t.Errorf("gc by root: %v", err)
