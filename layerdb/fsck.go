@@ -17,11 +17,18 @@ import (
 	"github.com/imgfs/imgfs/internal/id"
 )
 
-// Damage is something that CheckLayer or CheckChains has found.
+// Damage is something that CheckLayer has found.
 type Damage struct {
-	ID       string // of the chain, or the name of what is none; "" of a layer
 	What     string
 	Repaired bool
+}
+
+// ChainDamage is something that CheckChains has found.
+type ChainDamage struct {
+	Name  string      // of the directory
+	Chain id.ChainKey // what it is the name of; "" of the empty stack, or of none
+	None  bool        // it is the name of none
+	What  string
 }
 
 // CheckLayer reads all that is stored of a layer and compares it with what is
@@ -227,10 +234,9 @@ func (s *Store) Discard(k id.LayerKey) (removed bool, err error) {
 	return len(r.Layers) > 0, err
 }
 
-// CheckChains reads the index of every chain through. With repair, one that is
-// damaged is made anew if somebody holds its stack, and else removed: it would
-// be made when somebody asks for it. checked is how many there are.
-func (s *Store) CheckChains(ctx context.Context, repair bool) (found []Damage, checked int, err error) {
+// CheckChains reads the index of every chain through. checked is how many there
+// are.
+func (s *Store) CheckChains(ctx context.Context) (found []ChainDamage, checked int, err error) {
 	names, err := readNames(filepath.Join(s.dir, "chains"))
 	if err != nil {
 		return nil, 0, fmt.Errorf("layer store: %w", err)
@@ -242,12 +248,12 @@ func (s *Store) CheckChains(ctx context.Context, repair bool) (found []Damage, c
 		}
 		c, err := id.ParseChainKey("sha256:" + name)
 		if err != nil && name != emptyChain {
-			found = append(found, Damage{ID: name, What: "chains/" + name + " is not a chain"})
+			found = append(found, ChainDamage{Name: name, None: true, What: "chains/" + name + " is not a chain"})
 			continue
 		}
 		checked++
 		if err := s.checkChain(c); err != nil {
-			found = append(found, Damage{ID: string(c), What: err.Error(), Repaired: repair && s.renewChain(c) == nil})
+			found = append(found, ChainDamage{Name: name, Chain: c, What: err.Error()})
 		}
 	}
 	return found, checked, nil
@@ -278,9 +284,10 @@ func (s *Store) checkChain(c id.ChainKey) error {
 	return img.Close()
 }
 
-// renewChain removes a chain's index, and makes it anew if somebody holds the
-// stack. Who has it open keeps what he has.
-func (s *Store) renewChain(c id.ChainKey) error {
+// RenewChain removes a chain's index, and makes it anew if somebody holds the
+// stack; else it would be made when somebody asks for it. Who has it open keeps
+// what he has.
+func (s *Store) RenewChain(c id.ChainKey) error {
 	s.mu.Lock()
 	grave, err := s.buryLocked(filepath.Dir(s.chainIndex(c)))
 	s.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/imagedb"
@@ -44,6 +45,8 @@ type checkup struct {
 	req    engineapi.FsckRequest
 	report func(engineapi.Progress)
 	res    engineapi.FsckReport
+	mends  []func() error // of each problem; nil: nothing can be done
+	names  []imagedb.Damage
 }
 
 // Fsck implements engineapi.Fsck.
@@ -57,7 +60,7 @@ func (e *engine) Fsck(ctx context.Context, req engineapi.FsckRequest, report fun
 		name  string
 		check func(context.Context) error
 	}{
-		{"records", c.records}, {"images", c.images}, {"names", c.names}, {"layers", c.layers}, {"chains", c.chains},
+		{"records", c.checkRecords}, {"images", c.checkImages}, {"names", c.checkNames}, {"layers", c.checkLayers}, {"chains", c.checkChains},
 	} {
 		report(engineapi.Progress{ID: part.name, Status: "Checking"})
 		before := len(c.res.Problems)
@@ -69,29 +72,39 @@ func (e *engine) Fsck(ctx context.Context, req engineapi.FsckRequest, report fun
 		}
 		report(engineapi.Progress{ID: part.name, Status: "Checked, " + count(len(c.res.Problems)-before, "problem")})
 	}
-	return c.res, nil
+	if req.Repair {
+		c.repair(ctx)
+	}
+	return c.res, context.Cause(ctx)
 }
 
 // found notes a problem. mend, nil where nothing can be done, is called if the
 // store is to be repaired; hint tells what else would help.
 func (c *checkup) found(kind, what, which string, mend func() error, hint string) {
-	p := engineapi.FsckProblem{Kind: kind, ID: which, What: what, Hint: hint}
-	if c.req.Repair && mend != nil {
-		err := mend()
-		if p.Repaired = err == nil; err != nil {
-			c.e.log.Warn("fsck", "kind", kind, "id", which, "problem", what, "err", err)
-			p.What += "; not repaired: " + err.Error()
-		}
-	}
-	if p.Repaired {
-		c.e.log.Info("repaired", "kind", kind, "id", which, "problem", what)
-		p.Hint = ""
-	}
-	c.res.Problems = append(c.res.Problems, p)
+	c.res.Problems = append(c.res.Problems, engineapi.FsckProblem{Kind: kind, ID: which, What: what, Hint: hint})
+	c.mends = append(c.mends, mend)
 }
 
-// records checks who holds layers, and what is known of blobs.
-func (c *checkup) records(context.Context) error {
+// repair mends what was found, once all is known: what mends an image may mend
+// its layers by the way.
+func (c *checkup) repair(ctx context.Context) {
+	for i, mend := range c.mends {
+		p := &c.res.Problems[i]
+		if mend == nil || ctx.Err() != nil {
+			continue
+		}
+		err := mend()
+		c.e.log.Info("repair", "kind", p.Kind, "id", p.ID, "problem", p.What, "err", err)
+		if err != nil {
+			p.What += "; not repaired: " + err.Error()
+			continue
+		}
+		p.Repaired, p.Hint = true, ""
+	}
+}
+
+// checkRecords checks who holds layers, and what is known of blobs.
+func (c *checkup) checkRecords(context.Context) error {
 	e := c.e
 	for _, img := range e.unheld() {
 		c.found(recordProblem, "nothing keeps the layers of image "+img.ID.Short(), imageOwner+string(img.ID), func() error { return e.holdImage(&img) }, "")
@@ -200,16 +213,18 @@ func (e *engine) holdImage(img *imagedb.Image) error {
 	return e.layers.Retain(imageOwner+string(img.ID), keys)
 }
 
-// images checks configs, manifests and records.
-func (c *checkup) images(ctx context.Context) error {
+// checkImages checks configs, manifests and records.
+func (c *checkup) checkImages(ctx context.Context) error {
 	list := c.e.images.List()
 	c.res.Images = len(list)
 	broken := map[id.ImageID]bool{}
 	for _, d := range c.e.images.Check() {
-		if d.Image != "" {
-			broken[d.Image] = true
-			c.image(ctx, d.Image, d.What)
+		if d.Image == "" {
+			c.names = append(c.names, d)
+			continue
 		}
+		broken[d.Image] = true
+		c.image(ctx, d.Image, d.What)
 	}
 	for _, img := range list {
 		if broken[img.ID] || img.ManifestDigest == "" {
@@ -233,15 +248,10 @@ func (c *checkup) image(ctx context.Context, i id.ImageID, what string) {
 		fmt.Sprintf("imgfs rmi %s, then pull, load or commit it again", fault.Word(called)))
 }
 
-// names checks where names point to.
-func (c *checkup) names(ctx context.Context) error {
-	e := c.e
-	c.res.Names = len(e.images.Names())
-	for _, d := range e.images.Check() {
-		if d.Name == "" {
-			continue
-		}
-		c.res.Names++
+// checkNames checks where names point to.
+func (c *checkup) checkNames(ctx context.Context) error {
+	c.res.Names = len(c.e.images.Names()) + len(c.names)
+	for _, d := range c.names {
 		c.found(nameProblem, d.What, d.Name, func() error { return c.rename(ctx, d.Name) },
 			fmt.Sprintf("imgfs tag IMAGE %s, or imgfs untag %[1]s", fault.Word(d.Name)))
 	}
@@ -266,8 +276,8 @@ func (c *checkup) rename(ctx context.Context, name string) error {
 	return err
 }
 
-// layers checks those that are stored, and looks for those that are not.
-func (c *checkup) layers(ctx context.Context) error {
+// checkLayers checks those that are stored, and looks for those that are not.
+func (c *checkup) checkLayers(ctx context.Context) error {
 	known := c.e.layers.Known()
 	c.res.Layers = len(known)
 	seen := map[id.LayerKey]bool{}
@@ -275,7 +285,7 @@ func (c *checkup) layers(ctx context.Context) error {
 		k := known[i].Key
 		seen[k] = true
 		c.report(engineapi.Progress{ID: k.Short(), Status: layerdb.StatusVerifying})
-		list, err := c.e.layers.CheckLayer(ctx, k, c.req.Repair)
+		list, err := c.e.layers.CheckLayer(ctx, k, false)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -284,36 +294,47 @@ func (c *checkup) layers(ctx context.Context) error {
 		case err != nil:
 			list = append(list, layerdb.Damage{What: err.Error()})
 		}
+		mend := sync.OnceValue(func() error { return c.mendLayer(ctx, k) })
 		for _, d := range list {
-			if d.Repaired {
-				c.found(layerProblem, d.What, string(k), func() error { return nil }, "")
-				continue
-			}
-			c.layer(ctx, k, d.What)
+			c.found(layerProblem, d.What, string(k), mend, c.layerHint(k))
 		}
 	}
 	for _, img := range c.e.images.List() {
 		for _, k := range c.e.keysOf(&img) {
 			if !seen[k] && !c.e.layers.Has(k) {
 				seen[k] = true
-				c.layer(ctx, k, "is not in the store, and image "+c.e.shownAs(&img)[0]+" needs it")
+				c.found(layerProblem, "is not in the store, and image "+c.e.shownAs(&img)[0]+" needs it", string(k),
+					func() error { return c.restore(ctx, k) }, c.layerHint(k))
 			}
 		}
 	}
 	return nil
 }
 
-// layer notes that one is damaged or missing.
-func (c *checkup) layer(ctx context.Context, k id.LayerKey, what string) {
+// layerHint tells what helps about a layer.
+func (c *checkup) layerHint(k id.LayerKey) string {
 	users := c.usersOf(k)
-	hint := "imgfs gc removes it: nothing needs it"
-	if len(users) > 0 {
-		hint = "imgfs fsck --repair"
-		if c.req.Repair {
-			hint = fmt.Sprintf("imgfs rmi %s, then pull, load or commit it again", fault.Word(c.e.shownAs(&users[0])[0]))
-		}
+	switch {
+	case len(users) == 0 && !c.held(k):
+		return "imgfs gc removes it: nothing needs it"
+	case len(users) == 0:
+		return "imgfs pull an image that has it"
+	case !c.req.Repair:
+		return "imgfs fsck --repair"
 	}
-	c.found(layerProblem, what, string(k), func() error { return c.restore(ctx, k, users) }, hint)
+	return fmt.Sprintf("imgfs rmi %s, then pull, load or commit it again", fault.Word(c.e.shownAs(&users[0])[0]))
+}
+
+// mendLayer mends what is here of a layer, or brings it in anew.
+func (c *checkup) mendLayer(ctx context.Context, k id.LayerKey) error {
+	list, err := c.e.layers.CheckLayer(ctx, k, true)
+	if err == nil && !slices.ContainsFunc(list, func(d layerdb.Damage) bool { return !d.Repaired }) {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return c.restore(ctx, k)
 }
 
 // usersOf returns the images that have a layer.
@@ -323,31 +344,39 @@ func (c *checkup) usersOf(k id.LayerKey) []imagedb.Image {
 
 // restore brings a layer in anew: by itself, or with an image that has it. One
 // that nothing needs is removed.
-func (c *checkup) restore(ctx context.Context, k id.LayerKey, users []imagedb.Image) error {
+func (c *checkup) restore(ctx context.Context, k id.LayerKey) error {
 	if c.e.layers.Has(k) {
 		return nil // mended by what was done before
+	}
+	users := c.usersOf(k)
+	if len(users) == 0 && !c.held(k) {
+		_, err := c.e.layers.Discard(k)
+		return err
 	}
 	err := c.ensure(ctx, k, users)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	for i := range users {
-		rerr := c.refetch(ctx, &users[i])
-		if rerr == nil {
-			continue
-		}
-		err = errors.Join(err, rerr)
-		if len(users) == 1 || ctx.Err() != nil {
-			return err
+		if rerr := c.refetch(ctx, &users[i]); rerr != nil {
+			err = errors.Join(err, rerr)
 		}
 	}
-	if len(users) > 0 && !slices.ContainsFunc(users, func(img imagedb.Image) bool { return !c.e.hasAll(c.e.keysOf(&img)) }) {
-		return nil
+	if len(users) == 0 || slices.ContainsFunc(users, func(img imagedb.Image) bool { return !c.e.hasAll(c.e.keysOf(&img)) }) {
+		return err
 	}
-	if removed, derr := c.e.layers.Discard(k); len(users) == 0 && (removed || derr != nil) {
-		return derr
+	if !c.e.layers.Has(k) && !c.held(k) {
+		_, err := c.e.layers.Discard(k) // they came with another
+		return err
 	}
-	return err
+	return nil
+}
+
+// held reports whether somebody holds a layer: an upper or a pin may without an
+// image.
+func (c *checkup) held(k id.LayerKey) bool {
+	l, err := c.e.layers.Stat(k)
+	return err == nil && l.Owners > 0
 }
 
 // ensure brings in a layer that is known by its diffID: out of its own data, the
@@ -363,9 +392,6 @@ func (c *checkup) ensure(ctx context.Context, k id.LayerKey, users []imagedb.Ima
 				spec.Blob, spec.Size = l.Blob, l.Size
 			}
 		}
-	}
-	if len(users) == 0 {
-		return fault.New(fault.NotFound, "nothing needs it")
 	}
 	spec.Open = func(ctx context.Context) (io.ReadCloser, error) {
 		if spec.Blob == "" {
@@ -511,16 +537,18 @@ func (e *engine) storeImage(img *fetch.Image, keys []id.LayerKey) error {
 	return err
 }
 
-// chains checks the merged trees.
-func (c *checkup) chains(ctx context.Context) error {
-	list, n, err := c.e.layers.CheckChains(ctx, c.req.Repair)
+// checkChains checks the merged trees.
+func (c *checkup) checkChains(ctx context.Context) error {
+	list, n, err := c.e.layers.CheckChains(ctx)
 	c.res.Chains = n
 	for _, d := range list {
-		var mended func() error
-		if d.Repaired {
-			mended = func() error { return nil }
+		var mend func() error
+		which, hint := d.Name, "remove it, if you know what it is"
+		if !d.None {
+			which, hint = string(d.Chain), "imgfs fsck --repair"
+			mend = func() error { return c.e.layers.RenewChain(d.Chain) }
 		}
-		c.found(chainProblem, d.What, d.ID, mended, "it is made anew when its image is mounted; imgfs gc removes what nothing needs")
+		c.found(chainProblem, d.What, which, mend, hint)
 	}
 	return err
 }
