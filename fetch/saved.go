@@ -116,10 +116,10 @@ func (s *sourceReader) error(err error, headers int) error {
 	switch {
 	case s.err != nil:
 		return s.err
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fault.New(fault.Integrity, "the archive is cut short")
 	case headers == 0:
 		return fault.New(fault.Invalid, "not a tar file: %w", err)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fault.New(fault.Integrity, "the archive is cut short")
 	}
 	return fault.New(fault.Integrity, "the archive is damaged: %w", err)
 }

@@ -472,7 +472,9 @@ func TestTakenFiles(t *testing.T) {
 	if !errors.Is(err, broken) {
 		t.Error(err)
 	}
-	for _, n := range []int{100, 513, 50000} {
+	_, err = ReadArchive(bytes.NewReader(raw[:100]), &memory{}, takeNone)
+	wantFault(t, err, fault.Invalid, "not a tar file", "")
+	for _, n := range []int{513, 50000} {
 		_, err = ReadArchive(bytes.NewReader(raw[:n]), &memory{}, takeNone)
 		wantFault(t, err, fault.Integrity, "cut short", "")
 	}
