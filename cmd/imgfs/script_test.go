@@ -166,6 +166,12 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"distribution": func(ts *testscript.TestScript, _ bool, _ []string) {
 		ts.Setenv("DIST", imgtest.DistributionStorage(of(ts).TB, "  delete:\n    enabled: true\n", "", ""))
 	},
+	// locked starts a registry that wants user u and password p, and sets $LOCKED
+	// to its address.
+	"locked": func(ts *testscript.TestScript, _ bool, _ []string) {
+		reg := imgtest.NewRegistry(of(ts).TB, imgtest.RegistryOptions{Auth: "basic", Username: "u", Password: "p"})
+		ts.Setenv("LOCKED", reg.Host)
+	},
 	// needs PROGRAM... skips or fails the script where one is missing.
 	"needs": func(ts *testscript.TestScript, _ bool, args []string) {
 		for _, name := range args {
@@ -329,7 +335,7 @@ func cmdFails(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-var errorForm = regexp.MustCompile(`^([0-9a-zA-Z.]+: .*\n|Error: No such image: .*\n)*imgfs: [^\n]*[^\n.]\n(hint: [^\n]+\n)?$|^(Error: No such image: .*\n)+$`)
+var errorForm = regexp.MustCompile(`^([0-9a-zA-Z.]+: .*\n|Error: No such (?:image|object|mount|layer): .*\n)*imgfs: [^\n]*[^\n.]\n(hint: [^\n]+\n)?$|^(Error: No such (?:image|object|mount|layer): .*\n)+$`)
 
 // interrupt TEXT COMMAND ARGS... runs a command and interrupts it when TEXT is
 // in its standard error. It must end with 130.
