@@ -193,9 +193,7 @@ func matching(names, patterns []string) []string {
 }
 
 func withoutTag(name string) string {
-	if n, _, ok := strings.Cut(name, "@"); ok {
-		return n
-	}
+	name, _, _ = strings.Cut(name, "@")
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		return name[:i]
 	}

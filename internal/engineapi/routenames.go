@@ -59,17 +59,24 @@ func (s *server) tag(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// withTag joins what docker's clients send apart. A digest is sent as a tag.
+// withTag joins what docker's clients send apart. A digest is sent as a tag; a
+// tag that is sent both ways counts where it is apart.
 func withTag(repo, tag string) (string, error) {
-	switch {
-	case repo == "":
+	if repo == "" {
 		return "", fault.New(fault.Invalid, "invalid reference format: repository name can't be empty")
+	}
+	if tag == "" {
+		return repo, nil
+	}
+	_, digest, pinned := strings.Cut(repo, "@")
+	repo = withoutTag(repo)
+	switch {
 	case strings.Contains(tag, ":"):
 		return repo + "@" + tag, nil
-	case tag != "":
-		return repo + ":" + tag, nil
+	case pinned:
+		return repo + ":" + tag + "@" + digest, nil
 	}
-	return repo, nil
+	return repo + ":" + tag, nil
 }
 
 func (s *server) untag(w http.ResponseWriter, r *http.Request) error {
