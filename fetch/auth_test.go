@@ -56,7 +56,7 @@ func TestAuthFlows(t *testing.T) {
 			}
 			img, err := New(o).Resolve(t.Context(), mustParse(t, reg.Host+"/a/x:1"), Platform{})
 			if c.text != "" {
-				wantFault(t, err, fault.Denied, c.text, "docker login "+reg.Host)
+				wantFault(t, err, fault.Denied, c.text, "imgfs login "+reg.Host)
 			} else if err != nil {
 				t.Fatal(err)
 			} else {
@@ -170,7 +170,7 @@ func TestStaleToken(t *testing.T) {
 		reg.ExpireTokens()
 		login("wrong")
 		_, err := readLayer(t.Context(), img, 0)
-		wantFault(t, err, fault.Denied, "pull access denied", "docker login")
+		wantFault(t, err, fault.Denied, "pull access denied", "imgfs login")
 		wantCounts(t, reg, map[imgtest.Kind]int{imgtest.KindToken: 1, imgtest.KindBlob: 1})
 		login("new")
 		wantLayer(t, img, 0, layer)

@@ -78,7 +78,7 @@ func TestDistribution(t *testing.T) {
 		t.Error("its ranges were not understood")
 	}
 	_, err = c.Resolve(t.Context(), mustParse(t, host+"/library/debian:13"), Platform{})
-	wantFault(t, err, fault.NotFound, "manifest for "+host+"/library/debian:13 not found: manifest unknown", "skopeo list-tags")
+	wantFault(t, err, fault.NotFound, "manifest for "+host+"/library/debian:13 not found: manifest unknown", "imgfs tags")
 }
 
 func TestDistributionHtpasswd(t *testing.T) {
@@ -92,7 +92,7 @@ func TestDistributionHtpasswd(t *testing.T) {
 	push(t, dir, host+"/x:1", "--dest-creds=imgfs:secret")
 
 	_, err := New(options(t)).Resolve(t.Context(), mustParse(t, host+"/x:1"), Platform{})
-	wantFault(t, err, fault.Denied, "pull access denied for "+host+"/x, repository does not exist or may require 'docker login'", "docker login "+host)
+	wantFault(t, err, fault.Denied, "pull access denied for "+host+"/x, repository does not exist or may require 'docker login'", "imgfs login "+host)
 
 	o := options(t)
 	writeFile(t, filepath.Join(o.Auth.RuntimeDir, "containers", "auth.json"), `{"auths":{"`+host+`":{"auth":"`+b64("imgfs:secret")+`"}}}`)

@@ -208,7 +208,7 @@ func explainStatus(s *statusError, ref Reference, host string) error {
 	switch s.status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fault.WithHint(fault.New(fault.Denied, "pull access denied for %s, repository does not exist or may require 'docker login'", ref.FamiliarName()),
-			"log in (docker login %s, podman login %s), or give --authfile FILE or --creds USER:PASSWORD", login, login)
+			"log in (imgfs login %s), or give --authfile FILE or --creds USER:PASSWORD", login)
 	case http.StatusNotFound:
 		if s.code == "NAME_UNKNOWN" {
 			return fault.WithHint(fault.New(fault.NotFound, "repository %s not found: name unknown", ref.FamiliarName()), "check the name's spelling")
@@ -217,10 +217,10 @@ func explainStatus(s *statusError, ref Reference, host string) error {
 			return fault.New(fault.NotFound, "registry %s: blob of %s not found: blob unknown", host, ref.Familiar())
 		}
 		return fault.WithHint(fault.New(fault.NotFound, "manifest for %s not found: manifest unknown", ref.Familiar()),
-			"check the tag; skopeo list-tags docker://%s shows what there is", ref.Name())
+			"check the tag; imgfs tags %s shows what there is", ref.FamiliarName())
 	case http.StatusTooManyRequests:
 		return fault.WithHint(fault.New(fault.Network, "registry %s: toomanyrequests: %s", host, firstOf(s.detail, "rate limit reached")),
-			"wait, or log in (docker login %s) to get a higher limit", login)
+			"wait, or log in (imgfs login %s) to get a higher limit", login)
 	}
 	return fault.New(fault.Network, "registry %s: %w", host, s)
 }

@@ -248,7 +248,7 @@ func (c *Client) DeleteManifest(ctx context.Context, ref Reference, digest id.Bl
 func explainPush(err error, ref Reference, host string) error {
 	if s := statusOf(err); s == http.StatusUnauthorized || s == http.StatusForbidden {
 		return fault.WithHint(fault.New(fault.Denied, "push access denied for %s: requested access to the resource is denied", ref.FamiliarName()),
-			"log in with an account that may push (docker login %s), or give --authfile FILE or --creds USER:PASSWORD", certsName(host))
+			"log in with an account that may push (imgfs login %s), or give --authfile FILE or --creds USER:PASSWORD", certsName(host))
 	}
 	return explain(err, ref, host)
 }

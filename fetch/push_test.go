@@ -94,9 +94,9 @@ func TestPushRefused(t *testing.T) {
 	o.MaxRetry = 1
 	c := New(o)
 	denied := "push access denied for " + reg.Host + "/x: requested access to the resource is denied"
-	wantFault(t, pushBlob(t.Context(), c, ref, noise(10), ""), fault.Denied, denied, "docker login "+reg.Host)
+	wantFault(t, pushBlob(t.Context(), c, ref, noise(10), ""), fault.Denied, denied, "imgfs login "+reg.Host)
 	_, err := c.PushManifest(t.Context(), ref, typeManifest, []byte("{}"))
-	wantFault(t, err, fault.Denied, denied, "docker login")
+	wantFault(t, err, fault.Denied, denied, "imgfs login")
 	o.Auth.Username, o.Auth.Password, o.Stall = "u", "p", 200*time.Millisecond
 	c = New(o)
 	if err := pushBlob(t.Context(), c, ref, noise(10), ""); err != nil {
