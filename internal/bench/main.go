@@ -52,7 +52,7 @@ func run() (err error) {
 	flag.StringVar(&b.imgfs, "imgfs", "bin/imgfs", "binary under test")
 	flag.StringVar(&b.dir, "dir", ".bench", "working directory, on the file system to be measured")
 	flag.IntVar(&b.rounds, "rounds", 5, "rounds per figure")
-	flag.StringVar(&only, "only", "trees,large,pull,mount,lazy,write", "parts to run, comma separated; also images; write stands for write-names, -data, -trees, -copyup and -default, lazy for lazy-first and -local")
+	flag.StringVar(&only, "only", "trees,large,pull,mount,archive,lazy,write", "parts to run, comma separated; also images; write stands for write-names, -data, -trees, -copyup and -default, lazy for lazy-first and -local")
 	flag.StringVar(&images, "images", "", "images of the lazy parts, comma separated, all if empty: debian-only, debian-python, debian-node, debian-toolchain")
 	loop := flag.String("loopback", "", "serve go-fuse's loopback of this directory on the one that the argument names (the bench starts that itself)")
 	flag.Parse()
@@ -88,7 +88,7 @@ func run() (err error) {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"trees", b.trees}, {"large", b.large}, {"pull", b.pull}, {"mount", b.mount},
+	}{{"trees", b.trees}, {"large", b.large}, {"pull", b.pull}, {"mount", b.mount}, {"archive", b.archive},
 		{"lazy-first", b.lazyFirst}, {"lazy-local", b.lazyLocal},
 		{"write-names", b.writeNames}, {"write-data", b.writeData}, {"write-trees", b.writeTrees},
 		{"write-copyup", b.copyUp}, {"write-default", b.writeDefault},
