@@ -173,6 +173,29 @@ func TestEventsOfMounts(t *testing.T) {
 	}
 }
 
+// TestEventsOfDaemon listens from a daemon's start to its end, which is the end
+// of the stream too.
+func TestEventsOfDaemon(t *testing.T) {
+	t.Parallel()
+	d := runDaemon(t, Options{})
+	var got []string
+	began := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- d.client.Events(testContext(t), "0", "", nil, func(ev engineapi.Event) error {
+			if got = append(got, ev.Type+" "+ev.Action); len(got) == 1 {
+				close(began)
+			}
+			return nil
+		})
+	}()
+	<-began
+	d.end(t)
+	if err := <-ended; err != nil || fmt.Sprint(got) != "[daemon start daemon stop]" {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
 // TestEventsTimes asks for events of a span of time.
 func TestEventsTimes(t *testing.T) {
 	t.Parallel()
