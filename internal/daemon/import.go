@@ -51,7 +51,7 @@ func (e *engine) Import(ctx context.Context, req engineapi.ImportRequest, body i
 	}
 	layer, err := e.layers.Register(ctx, body, "", func(s layerdb.Step) {
 		if s.Current > 0 && s.Status != layerdb.StatusDone { // as in loading.step
-			report(engineapi.Progress{ID: "layer", Status: "Importing", Current: s.Current, Total: s.Total})
+			report(engineapi.Progress{Status: "Importing", Current: s.Current, Total: s.Total})
 		}
 	})
 	if err != nil {

@@ -156,6 +156,9 @@ func (c *Client) Import(ctx context.Context, req ImportRequest, body io.Reader, 
 	}
 	var imageID id.ImageID
 	err := c.upload(ctx, "/images/create", q, body, func(p Progress) {
+		if p.Total > 0 || p.Current > 0 {
+			p.ID = "layer" // there is one
+		}
 		if _, err := id.ParseImageID(p.Status); err != nil && report != nil { // docker's way to say the result
 			report(p)
 		}
