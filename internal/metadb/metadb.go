@@ -30,8 +30,8 @@ const attempts = 4
 // Open opens the database in dir, which it makes if absent. Close it with
 // [Close].
 //
-// An error is one of Badger's, wrapped: dir is locked by another process, is
-// not writable, or holds a damaged database; or it is ENOSPC.
+// An error says that dir is not writable or the disk full, or wraps ErrUnusable:
+// Badger cannot open what there is.
 func Open(dir string) (*badger.DB, error) {
 	db, err := open(dir)
 	if err != nil {
@@ -39,6 +39,10 @@ func Open(dir string) (*badger.DB, error) {
 	}
 	return db, nil
 }
+
+// ErrUnusable is wrapped by errors about a database that is damaged, as far as
+// can be told.
+var ErrUnusable = errors.New("cannot be used")
 
 func open(dir string) (*badger.DB, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -51,10 +55,14 @@ func open(dir string) (*badger.DB, error) {
 	if err := free(dir); err != nil {
 		return nil, err
 	}
+	if err := checkFiles(dir); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
+	}
 	var err error
 	for range attempts {
 		var db *badger.DB
 		if db, err = badger.Open(tuned(dir)); err != nil {
+			err = fmt.Errorf("%w: %w", ErrUnusable, err)
 			continue
 		}
 		if err = allocate(dir); err != nil {
