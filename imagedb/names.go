@@ -78,7 +78,7 @@ func (s *Store) TagAll(names map[string]id.ImageID, move bool) (tagged []string,
 		}
 		to[full] = i
 		changes[nameKey+full] = []byte(i.Hex())
-		later := *s.images[i]
+		later := s.copyOf(i)
 		later.Tagged = now
 		if !later.lost {
 			changes[imageKey+i.Hex()] = record(&later)

@@ -20,7 +20,7 @@ func (s *Store) SetParent(i, parent id.ImageID) error {
 	if err := s.checkParent(i, parent); err != nil || e.Parent == parent {
 		return err
 	}
-	changed := *e
+	changed := s.copyOf(i)
 	changed.Parent = parent
 	if err := s.commit(map[string][]byte{imageKey + i.Hex(): record(&changed)}); err != nil {
 		return err

@@ -305,7 +305,7 @@ func (s *Store) Delete(i id.ImageID) (untagged []string, err error) {
 		changes[nameKey+n] = nil
 	}
 	for _, c := range s.children[i] {
-		orphan := *s.images[c]
+		orphan := s.copyOf(c)
 		orphan.Parent = ""
 		changes[imageKey+c.Hex()] = record(&orphan)
 	}
@@ -327,6 +327,16 @@ func (s *Store) Delete(i id.ImageID) (untagged []string, err error) {
 	s.mu.Unlock()
 	s.dropBlobs(e)
 	return slices.Clone(untagged), nil
+}
+
+// copyOf returns an image's entry, for a record that is to say something else.
+// While it is made, Get may mark the image.
+//
+// Preconditions: s.change is held, and there is the image.
+func (s *Store) copyOf(i id.ImageID) entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return *s.images[i]
 }
 
 // mark notes whether an image's files can be used, and what was looked at.
