@@ -70,7 +70,9 @@ func (l *listener) Accept() (net.Conn, error) {
 			if l.refused != nil {
 				l.refused()
 			}
-			l.log.Warn("connection refused", "listener", l.Addr().String(), "err", err)
+			if l.crowd == nil || l.crowd.tell() {
+				l.log.Warn("connection refused", "listener", l.Addr().String(), "err", err)
+			}
 		}
 		if c == nil {
 			nc.Close()
@@ -139,9 +141,10 @@ func place64(a net.Addr) string {
 type crowd struct {
 	most, mostOf int
 
-	mu  sync.Mutex // guards the rest
-	all int
-	of  map[string]int
+	mu   sync.Mutex // guards the rest
+	all  int
+	of   map[string]int
+	told time.Time // when somebody was last said to be turned away
 }
 
 func newCrowd(most, mostOf int) *crowd {
@@ -157,6 +160,18 @@ func (c *crowd) enter(who string) bool {
 	}
 	c.all++
 	c.of[who]++
+	return true
+}
+
+// tell reports whether it is time to say that somebody was turned away: who is
+// not let in must not fill the log either.
+func (c *crowd) tell() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.told) < time.Minute {
+		return false
+	}
+	c.told = time.Now()
 	return true
 }
 
