@@ -377,7 +377,7 @@ func TestLoadWrong(t *testing.T) {
 			}
 			list[0].Layers[0] = blobsDir + hex
 			p["manifest.json"] = marshal(t, list)
-		}), fault.Integrity, "wrong diff id"},
+		}), fault.Integrity, "invalid diffID for layer 0: expected"},
 		{"damaged gzip layer", with(func(p parts) {
 			z := filtered(t, a, "gzip", "-1")
 			z[len(z)/2] ^= 1

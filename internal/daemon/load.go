@@ -196,21 +196,12 @@ func (l *loading) take(ctx context.Context, f *fetch.ArchiveFile) (bool, error) 
 		return false, nil
 	}
 	r, w := io.Pipe()
-	opened := false
-	spec := layerdb.Spec{Size: f.Size, Open: func(context.Context) (io.ReadCloser, error) {
-		if opened {
-			return nil, fault.New(fault.Integrity, "the archive is a stream, and cannot be read again")
-		}
-		opened = true
-		return r, nil
-	}}
-	if f.Hex != "" {
-		spec.DiffID = id.DiffID("sha256:" + f.Hex)
-		if err := l.hold(spec.DiffID.Key()); err != nil {
-			return false, err
-		}
-	} else {
-		spec.Hold = func(k id.LayerKey) error { return l.hold(k) }
+	// What it is called is not said to the pass: that would be shared by all who
+	// want the same, and this one comes at the pace of its client.
+	spec := layerdb.Spec{
+		Size: f.Size,
+		Open: func(context.Context) (io.ReadCloser, error) { return r, nil },
+		Hold: func(k id.LayerKey) error { return l.hold(k) },
 	}
 	x := &early{}
 	l.early[f.Name] = x
@@ -432,8 +423,11 @@ func (e *engine) putLoaded(list []*fetch.ArchiveImage, keys [][]id.LayerKey) (lo
 //
 // Preconditions: e.names is held.
 func (e *engine) putArchived(img *fetch.ArchiveImage, keys []id.LayerKey, parent id.ImageID) (i id.ImageID, isNew bool, err error) {
-	if img.ID != "" && keys == nil && len(img.Layers) > 0 {
-		return img.ID, false, nil
+	if img.ID != "" && keys == nil && len(img.Layers) > 0 { // it is here
+		if parent != "" {
+			err = e.images.SetParent(img.ID, parent)
+		}
+		return img.ID, false, err
 	}
 	rec := imagedb.Image{
 		ID: img.ID, Config: img.Config, Manifest: img.Manifest, ManifestDigest: img.ManifestDigest, Digest: img.Digest,
