@@ -110,6 +110,11 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 	}
 	known, ref, err := e.lookup(req.Image)
 	byID := err == nil && ref == (fetch.Reference{})
+	if err == nil && req.Platform != "" && !satisfies(known.Platform, want) {
+		if other, ok := e.sibling(&known, ref, want); ok {
+			known, err = e.images.Get(other.ID)
+		}
+	}
 	if err == nil && (req.Pull != "always" || byID) {
 		switch {
 		case req.Platform != "" && !satisfies(known.Platform, want):
@@ -164,8 +169,7 @@ func (e *engine) imageFor(ctx context.Context, req engineapi.MountRequest, repor
 // noteAgain notes how the user reaches an image that is here, if it came from
 // where ref says: what is missing of it is fetched so.
 func (e *engine) noteAgain(img *imagedb.Image, ref fetch.Reference, r engineapi.RegistryOptions) error {
-	_, came := names(ref, img.Digest)
-	if at, err := e.images.Lookup(came); came == "" || err != nil || at != img.ID {
+	if ref.Local() || ref == (fetch.Reference{}) || img.Digest == "" || !e.goesBy(ref.At(img.Digest), img) {
 		return nil // by its ID, or made here
 	}
 	var layers []fetch.Layer
@@ -205,6 +209,11 @@ func (e *engine) upToDate(ctx context.Context, c *fetch.Client, ref fetch.Refere
 		return imagedb.Image{}, false
 	}
 	img, err := e.images.Get(imageID)
+	if err == nil && ref.Digest() != "" && !satisfies(img.Platform, want) {
+		if other, ok := e.sibling(&img, ref, want); ok {
+			img, err = e.images.Get(other.ID)
+		}
+	}
 	if err != nil || !satisfies(img.Platform, want) || !e.hasAll(e.keysOf(&img)) {
 		return imagedb.Image{}, false
 	}
