@@ -41,7 +41,7 @@ func sourceArg(ctx context.Context, client *engineapi.Client, arg string) (engin
 		switch _, err := client.Upper(ctx, arg); {
 		case err == nil:
 			return engineapi.Source{Upper: arg}, nil
-		case fault.KindOf(err) != fault.NotFound:
+		case fault.KindOf(err) != fault.NotFound && fault.KindOf(err) != fault.Denied: // uppers are not for all who may read images
 			return engineapi.Source{}, err
 		}
 	}
