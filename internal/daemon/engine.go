@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -66,6 +65,7 @@ type engine struct {
 	mounts   map[string]*mount
 	targets  map[place]string     // in use, or about to be, by the mount of that ID
 	uppers   map[string]usedUpper // by path
+	lostDB   bool                 // the database is new, or not all of it could be read; set when it is opened
 	pulls    int                  // under way
 	problems []string
 	faults   []engineapi.ReadFault // oldest first
@@ -110,7 +110,7 @@ func openEngine(p Paths, cacheLimit int64, act *activity, log *slog.Logger) (*en
 	if err = e.putAside("db", "blobs", "blobs/sha256", "layers", "chains", "tmp", "uppers"); err != nil {
 		return nil, err
 	}
-	if e.db, err = metadb.Open(filepath.Join(p.Root, "db")); err != nil {
+	if err = e.openDB(); err != nil {
 		return nil, err
 	}
 	e.origins = newOrigins(e.db, e.fetchOptions)
@@ -125,6 +125,9 @@ func openEngine(p Paths, cacheLimit int64, act *activity, log *slog.Logger) (*en
 		return err
 	})
 	if err = g.Wait(); err != nil {
+		return nil, err
+	}
+	if err = e.findImages(); err != nil {
 		return nil, err
 	}
 	return e, nil
