@@ -1,8 +1,11 @@
 package main
 
 import (
+	"archive/tar"
 	"cmp"
 	"fmt"
+	"io"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -16,8 +19,8 @@ func loadCommand() *cli.Command {
 		Usage: "bring in the images of an archive",
 		Description: `
 Reads what imgfs save, docker save (of any version) or podman save wrote, or an
-OCI image layout in a tar; all of them may be compressed with gzip, zstd, bzip2
-or xz. Images keep their IDs, and get the names that the archive has for them:
+OCI image layout, a directory or in a tar; all of them may be compressed with
+gzip, zstd, bzip2 or xz. Images keep their IDs, and get the names that the archive has for them:
 a name that another image has here moves. Layers that are here are not read.
 Nothing is stored of an archive that is damaged.
 
@@ -28,7 +31,7 @@ Examples:
 
 ` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Integrity, fault.Unavailable, fault.Canceled),
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "input", Aliases: []string{"i"}, Usage: "`FILE` read a file, not standard input"},
+			&cli.StringFlag{Name: "input", Aliases: []string{"i"}, Usage: "`FILE` read a file, or the directory of a layout, not standard input"},
 			&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of images for several platforms", EnvVars: []string{"IMGFS_PLATFORM"}},
 			&cli.StringFlag{Name: "progress", Usage: "`HOW` progress on stderr: auto, tty, plain or quiet", Value: "auto"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress"},
@@ -45,7 +48,7 @@ func load(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	in, err := openInput(c, cmp.Or(c.String("input"), "-"))
+	in, err := openArchive(c, cmp.Or(c.String("input"), "-"))
 	if err != nil {
 		return err
 	}
@@ -67,4 +70,41 @@ func load(c *cli.Context) error {
 		}
 	}
 	return nil
+}
+
+// openArchive opens a file, standard input for "-", or a directory as the tar
+// of what is in it.
+func openArchive(c *cli.Context, name string) (io.ReadCloser, error) {
+	if st, err := os.Stat(name); name == "-" || err != nil || !st.IsDir() {
+		return openInput(c, name)
+	}
+	root, err := os.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	r, w := io.Pipe()
+	d := directory{r, make(chan struct{})}
+	go func() {
+		defer close(d.ended)
+		defer root.Close()
+		t := tar.NewWriter(w)
+		err := t.AddFS(root.FS())
+		if err == nil {
+			err = t.Close()
+		}
+		w.CloseWithError(err)
+	}()
+	return d, nil
+}
+
+// directory is the tar of one, which is made while it is read.
+type directory struct {
+	*io.PipeReader
+	ended chan struct{}
+}
+
+func (d directory) Close() error {
+	err := d.PipeReader.Close()
+	<-d.ended
+	return err
 }

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"runtime/debug"
 	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/imagedb"
@@ -78,7 +80,7 @@ func (e *engine) Load(ctx context.Context, req engineapi.LoadRequest, body io.Re
 	defer spool.Close()
 	archive, err := l.receive(ctx, body, spool)
 	if err != nil {
-		return nil, err
+		return nil, e.spoolError(err)
 	}
 	list, err := archive.Images(want)
 	if err != nil {
@@ -89,6 +91,14 @@ func (e *engine) Load(ctx context.Context, req engineapi.LoadRequest, body io.Re
 		return nil, err
 	}
 	return e.putLoaded(list, keys)
+}
+
+// spoolError adds the hint that a full disk needs.
+func (e *engine) spoolError(err error) error {
+	if fault.HintOf(err) == "" && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+		return fault.WithHint(fmt.Errorf("disk of %s is full: %w", e.paths.Root, err), "what no image needs is removed by: imgfs gc")
+	}
+	return err
 }
 
 // receive reads the archive to its end.

@@ -189,7 +189,7 @@ func (s *saving) prepare(ctx context.Context, i id.ImageID) error {
 		}
 		if o.size = info.StreamSize; info.Form != toc.Stream || info.Kind == toc.Soci {
 			// Its length is not known before it has been through.
-			err = s.spool(ctx, o)
+			err = s.e.spoolError(s.spool(ctx, o))
 		}
 		if err != nil {
 			return err
