@@ -98,7 +98,7 @@ func sections(page string) map[string][]string {
 		line = strings.TrimSuffix(line, "\n")
 		for _, macro := range []string{".SH ", ".SS "} {
 			if name, ok := strings.CutPrefix(line, macro); ok {
-				section = strings.ReplaceAll(name, "|ID...", "|ID [DIR|ID...]")
+				section = strings.ReplaceAll(name, " DIR|ID...", " DIR|ID [DIR|ID...]")
 				section = strings.ReplaceAll(section, " IMAGE...", " IMAGE [IMAGE...]")
 				section = strings.ReplaceAll(section, " NAME...", " NAME [NAME...]")
 				all[section] = []string{}
