@@ -500,3 +500,76 @@ func TestFsckAlone(t *testing.T) {
 		t.Errorf("the broken image is not listed: %+v, %v", list, err)
 	}
 }
+
+// TestLostDatabase starts on stores whose database is damaged, or gone. What
+// files tell is known again: layers, and images by their IDs; a pull gives these
+// their names back, and fetches no layer.
+func TestLostDatabase(t *testing.T) {
+	t.Parallel()
+	first := newWard(t)
+	first.end(t)
+	for _, tt := range []struct {
+		name   string
+		damage func(w *ward)
+		named  bool // names were saved
+	}{
+		{"gone", func(w *ward) { w.remove(w.Root, "db") }, false},
+		{"a file", func(w *ward) { w.write("x", w.Root, "db") }, false},
+		{"its manifest is garbage", func(w *ward) { w.write("garbage", w.Root, "db", "MANIFEST") }, true},
+		{"its manifest is gone", func(w *ward) { w.remove(w.Root, "db", "MANIFEST") }, true},
+		{"its registry is gone", func(w *ward) { w.write("", w.Root, "db", "KEYREGISTRY") }, true},
+		{"its tables are gone", func(w *ward) {
+			tables, err := filepath.Glob(filepath.Join(w.Root, "db", "*.sst"))
+			if err != nil || len(tables) == 0 {
+				w.t.Fatal(tables, err)
+			}
+			for _, f := range tables {
+				w.remove(f)
+			}
+		}, false},
+		{"its tables are garbage", func(w *ward) {
+			tables, err := filepath.Glob(filepath.Join(w.Root, "db", "*.sst"))
+			if err != nil || len(tables) == 0 {
+				w.t.Fatal(tables, err)
+			}
+			for _, f := range tables {
+				w.write(strings.Repeat("garbage!", 1000), f)
+			}
+		}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := first.copy(t)
+			w.stopped(func() { tt.damage(w) })
+			st, err := w.client.Status(t.Context())
+			if err != nil || st.Images != 3 || st.Layers != 3 || len(st.Problems) == 0 {
+				t.Errorf("%+v, %v", st, err)
+			}
+			if _, err := w.client.GC(t.Context()); err != nil { // takes nothing of them
+				t.Fatal(err)
+			}
+			if !tt.named {
+				for ref, want := range w.trees {
+					if got := w.tree(filepath.Base(w.configs[ref])); got != want {
+						t.Errorf("%s is not what it was", ref)
+					}
+				}
+				w.reg.Forget()
+				for ref := range w.trees {
+					w.pull(ref)
+				}
+				if n := len(w.reg.Requests(imgtest.KindBlob)); n > len(w.trees) { // their configs
+					t.Errorf("%d blobs were fetched", n)
+				}
+				w.pull(w.lazy)
+			}
+			if res := w.fsck(true); slices.ContainsFunc(res.Problems, func(p engineapi.FsckProblem) bool { return !p.Repaired }) {
+				t.Errorf("not repaired:%s", problemsText(res.Problems))
+			}
+			if res := w.fsck(false); len(res.Problems) > 0 {
+				t.Errorf("after the repair:%s", problemsText(res.Problems))
+			}
+			w.whole()
+		})
+	}
+}
