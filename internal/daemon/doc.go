@@ -22,11 +22,14 @@
 //     it is gone. A mount holds its chain open, which does the same; after a
 //     crash the chains of recorded mounts are opened again before anything can
 //     be removed.
+//   - A transfer is a pull or a push of one name, in package pool: all who ask
+//     for the same have one, and pull and push of a name exclude each other.
 //   - An arrival (arrive.go) is an image on its way in, which decides for each
-//     layer how it comes. An origin (origin.go) is where a layer's blob is to be
-//     had from later. A device (reads.go) is a layer's data as one mount reads
-//     it, with the patience of that mount. A trace (trace.go) is what was read
-//     of a chain first.
+//     layer how it comes. A pushing (push.go) is one on its way to a registry.
+//     An origin (origin.go) is where a layer's blob is to be had from later. A
+//     device (reads.go) is a layer's data as one mount reads it, with the
+//     patience of that mount. A trace (trace.go) is what was read of a chain
+//     first.
 //   - A removal (remove.go) is docker's rmi, with mounts for containers. An event
 //     (events.go) tells of what has happened, in order, once it is done.
 //   - Kernel drivers (kernel.go) are mounts in which the daemon serves nothing,

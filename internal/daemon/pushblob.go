@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -82,19 +83,24 @@ func (p *pushing) source(ctx context.Context, i int, d descriptor, elsewhere boo
 
 // send pushes a blob, which open opens, and tells how far it is.
 func (p *pushing) send(ctx context.Context, i int, d descriptor, open func() (io.ReadCloser, error), from string) error {
-	var failed error // of the source, in the last try
+	// Why the source failed in the last try. Its bytes are read by the
+	// transport, which may go on for a while when the request has ended.
+	var failed atomic.Pointer[error]
 	how, err := p.client.PushBlob(ctx, p.at, d.Digest, d.Size, func() (io.ReadCloser, error) {
-		var body io.ReadCloser
-		if body, failed = open(); failed != nil {
-			return nil, failed
+		failed.Store(nil)
+		body, err := open()
+		if err != nil {
+			failed.Store(&err)
+			return nil, err
 		}
 		p.show(i, statusPushing, 0, d.Size)
 		r := io.TeeReader(body, progressOf(d.Size, func(n int64) { p.show(i, statusPushing, n, d.Size) }))
 		return &watchedBody{r: r, c: body, failed: &failed}, nil
 	}, from)
+	why := failed.Load()
 	switch {
-	case err != nil && failed != nil && ctx.Err() == nil:
-		return sourceError{failed}
+	case err != nil && why != nil && ctx.Err() == nil:
+		return sourceError{*why}
 	case err != nil:
 		return err
 	case how == fetch.Existed:
@@ -111,13 +117,13 @@ func (p *pushing) send(ctx context.Context, i int, d descriptor, open func() (io
 type watchedBody struct {
 	r      io.Reader
 	c      io.Closer
-	failed *error
+	failed *atomic.Pointer[error]
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	if err != nil && err != io.EOF {
-		*b.failed = err
+		b.failed.Store(&err)
 	}
 	return n, err
 }
