@@ -86,6 +86,7 @@ func (s *supervisor) reload() {
 			s.log.Info("reloaded", "certificate", s.certs.files.Cert)
 		}
 	}
+	s.e.daemonEvent("reload")
 	s.notify(sd.SdNotifyReady)
 }
 
