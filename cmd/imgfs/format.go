@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"text/template"
@@ -31,6 +32,9 @@ func printRows[T any](w io.Writer, format, standard string, head T, rows []T) er
 		table, format = true, strings.TrimSpace(rest)
 	}
 	format = unescape.Replace(format)
+	if cells := plainCells[T](format); table && cells != nil {
+		return printCells(w, cells, head, rows)
+	}
 	t, err := parseTemplate(format, functions)
 	if err != nil {
 		return err
@@ -142,8 +146,17 @@ func printTemplate(w io.Writer, t *template.Template, v any) error {
 	return err
 }
 
-// size writes bytes as docker does: 1.23MB.
-func size(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
+// size writes bytes as docker does: 1.23MB. It is units.HumanSize without
+// package fmt.
+func size(n int64) string {
+	v, i := float64(n), 0
+	for ; v >= 1000 && i < len(sizeUnits)-1; i++ {
+		v /= 1000
+	}
+	return strconv.FormatFloat(v, 'g', 3, 64) + sizeUnits[i]
+}
+
+var sizeUnits = [...]string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
 
 // since writes how long ago t was, "N/A" for the zero time.
 func since(t time.Time) string {

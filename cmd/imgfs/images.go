@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -124,6 +125,7 @@ func listImages(c *cli.Context) error {
 	list, err := client.Images(c.Context, filters, engineapi.ListOptions{
 		All:        c.Bool("all"),
 		Manifests:  c.Bool("tree"),
+		Brief:      true, // no row has them
 		Cached:     table && !quiet || format == "json" || strings.Contains(format, ".Cached") || strings.Contains(format, ".Lazy"),
 		SharedSize: strings.Contains(format, ".SharedSize") || strings.Contains(format, ".UniqueSize") || strings.Contains(format, ".Containers"),
 	})
@@ -150,9 +152,14 @@ func listImages(c *cli.Context) error {
 		standard = imageTableDigest
 	}
 	digests := c.Bool("digests") || asksDigest(format)
+	dates := format == "json" || strings.Contains(format, ".CreatedAt")
 	rows := make([]imageRow, 0, len(list))
 	for _, i := range list {
-		rows = append(rows, imageRows(i, digests, c.Bool("no-trunc"))...)
+		at := len(rows)
+		rows = appendImageRows(rows, &i, digests, c.Bool("no-trunc"))
+		for ; dates && at < len(rows); at++ {
+			rows[at].CreatedAt = time.Unix(i.Created, 0).String()
+		}
 	}
 	return printRows(c.App.Writer, format, standard, imageHead, rows)
 }
@@ -173,71 +180,64 @@ const none = "<none>"
 // notAsked stands where a figure was not computed.
 const notAsked = "N/A"
 
-// imageRows returns one row for each tag of an image; with digests, one for
-// each pair of a tag and a digest of its repository; for a repository known
-// by digest only, one without a tag; and one without a name for an image
-// that has none.
-func imageRows(i engineapi.ImageSummary, digests, long bool) []imageRow {
-	base := imageRow{ID: imageID(i, long), Repository: none, Tag: none, Digest: none,
-		CreatedSince: since(time.Unix(i.Created, 0)), CreatedAt: time.Unix(i.Created, 0).String(), Size: size(i.Size),
+// appendImageRows appends one row for each tag of an image; with digests, one
+// for each pair of a tag and a digest of its repository; for a repository known
+// by digest only, one without a tag; and one without a name for an image that
+// has none. CreatedAt, which takes longer than all the rest, is not filled in.
+func appendImageRows(rows []imageRow, i *engineapi.ImageSummary, digests, long bool) []imageRow {
+	before := len(rows)
+	row := imageRow{ID: imageID(*i, long), CreatedSince: since(time.Unix(i.Created, 0)), Size: size(i.Size),
 		SharedSize: notAsked, UniqueSize: notAsked, Containers: notAsked, Cached: notAsked, Lazy: notAsked}
 	if i.SharedSize >= 0 {
-		base.SharedSize, base.UniqueSize = size(i.SharedSize), size(i.Size-i.SharedSize)
+		row.SharedSize, row.UniqueSize = size(i.SharedSize), size(i.Size-i.SharedSize)
 	}
 	if i.Containers >= 0 {
-		base.Containers = strconv.FormatInt(i.Containers, 10)
+		row.Containers = strconv.FormatInt(i.Containers, 10)
 	}
 	if i.Cached != nil && i.Lazy != nil {
-		base.Cached, base.Lazy = size(*i.Cached), size(*i.Lazy)
+		row.Cached, row.Lazy = size(*i.Cached), size(*i.Lazy)
 	}
-	byRepo := map[string][]string{} // digests
-	var order []string              // repositories that have digests
-	for _, d := range i.RepoDigests {
-		repo, digest, ok := strings.Cut(d, "@")
-		if !ok || digest == none {
-			continue
-		}
-		if byRepo[repo] == nil {
-			order = append(order, repo)
-		}
-		byRepo[repo] = append(byRepo[repo], digest)
-	}
-	var rows []imageRow
-	tagged := map[string]bool{}
-	for _, t := range i.RepoTags {
-		repo, tag := splitTag(t)
-		if tag == none {
-			continue
-		}
-		tagged[repo] = true
-		row := base
-		row.Repository, row.Tag = repo, tag
-		if ds := byRepo[repo]; digests && len(ds) > 0 {
-			for _, d := range ds {
-				row.Digest = d
-				rows = append(rows, row)
-			}
-			continue
-		}
+	add := func(repo, tag, digest string) {
+		row.Repository, row.Tag, row.Digest = repo, tag, digest
 		rows = append(rows, row)
 	}
-	for _, repo := range order {
-		if tagged[repo] {
-			continue
+	// of returns the digests of a repository, or, if they are not asked for, none.
+	of := func(repo string) []string {
+		list := []string{none}
+		for _, d := range i.RepoDigests {
+			r, digest, ok := strings.Cut(d, "@")
+			if !digests || !ok || digest == none || r != repo {
+				continue
+			}
+			if list[0] == none {
+				list = list[:0]
+			}
+			list = append(list, digest)
 		}
-		row := base
-		row.Repository = repo
-		if !digests {
-			rows = append(rows, row)
-			continue
-		}
-		for _, d := range byRepo[repo] {
-			row.Digest = d
-			rows = append(rows, row)
+		return list
+	}
+	for _, t := range i.RepoTags {
+		if repo, tag := splitTag(t); tag != none {
+			for _, d := range of(repo) {
+				add(repo, tag, d)
+			}
 		}
 	}
-	if len(rows) == 0 {
-		rows = append(rows, base)
+	for n, d := range i.RepoDigests {
+		repo, digest, ok := strings.Cut(d, "@")
+		inRepo := func(name string) bool {
+			rest, ok := strings.CutPrefix(name, repo)
+			return ok && rest != "" && (rest[0] == '@' || rest[0] == ':' && !strings.Contains(rest, "/"))
+		}
+		if !ok || digest == none || slices.ContainsFunc(i.RepoTags, inRepo) || slices.ContainsFunc(i.RepoDigests[:n], inRepo) {
+			continue
+		}
+		for _, d := range of(repo) {
+			add(repo, none, d)
+		}
+	}
+	if len(rows) == before {
+		add(none, none, none)
 	}
 	return rows
 }

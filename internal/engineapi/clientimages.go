@@ -19,14 +19,14 @@ func (c *Client) Images(ctx context.Context, filters map[string][]string, o List
 	if err := setFilters(q, filters); err != nil {
 		return nil, err
 	}
-	setFlags(q, map[string]bool{"all": o.All, "shared-size": o.SharedSize, "manifests": o.Manifests, "cached": o.Cached})
+	setFlags(q, map[string]bool{"all": o.All, "shared-size": o.SharedSize, "manifests": o.Manifests, "cached": o.Cached, "brief": o.Brief})
 	res, err := c.do(ctx, http.MethodGet, "/images/json", q, nil, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer res.Body.Close()
-	var list []ImageSummary
-	if err := json.NewDecoder(res.Body).Decode(&list); err != nil {
+	list, err := readList(res.Body)
+	if err != nil {
 		return nil, lost(ctx, err)
 	}
 	return list, nil

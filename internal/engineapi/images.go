@@ -50,7 +50,13 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return replyList(w, asListed(r, sel.apply(list)))
+	list = sel.apply(list)
+	if boolParam(r, "brief") {
+		for i := range list {
+			list[i].Labels = nil
+		}
+	}
+	return replyList(w, asListed(r, list))
 }
 
 // created returns when an image was made, as it is listed: in seconds since

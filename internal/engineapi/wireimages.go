@@ -35,6 +35,7 @@ type ListOptions struct {
 	SharedSize bool // compute SharedSize and Containers
 	Manifests  bool // with Descriptor and Manifests
 	Cached     bool // with Cached and Lazy
+	Brief      bool // without Labels, which are most of a long list
 }
 
 // InspectOptions say what of an image is shown.

@@ -1,0 +1,103 @@
+package engineapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/imgfs/imgfs/internal/id"
+)
+
+// listed are images with all that a listing may hold.
+func listed(n int) []ImageSummary {
+	list := []ImageSummary{}
+	for i := range n {
+		here, lazy := int64(i), int64(2*i)
+		s := ImageSummary{
+			ID: id.ImageIDOf([]byte{byte(i), byte(i >> 8)}), RepoTags: []string{fmt.Sprintf("x/y:%d", i), "localhost:5000/z:1"},
+			RepoDigests: []string{"x/y@" + string(id.BlobOf([]byte{byte(i)}))}, Created: int64(i - 3), Size: 1 << 40,
+			SharedSize: -1, Labels: map[string]string{"a": "b", "c": ""}, Cached: &here, Lazy: &lazy,
+		}
+		switch i % 3 {
+		case 1:
+			s.RepoTags, s.RepoDigests, s.Labels, s.Cached, s.Lazy = nil, []string{}, nil, nil, nil
+			s.ParentID, s.Broken = string(s.ID), "its config is not there"
+		case 2:
+			s.Labels = map[string]string{}
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// TestReadList compares the reading by hand with that of encoding/json.
+func TestReadList(t *testing.T) {
+	t.Parallel()
+	b, err := json.Marshal(listed(9))
+	if err != nil {
+		t.Fatal(err)
+	}
+	byHand := string(b) + "\n"
+	for _, tt := range []struct {
+		name, text string
+		hand       bool
+	}{
+		{"ours", byHand, true},
+		{"none", "[]\n", true},
+		{"indented", strings.ReplaceAll(byHand, ",", ", "), false},
+		{"an escape", strings.ReplaceAll(byHand, "x/y", `x\/y`), false},
+		{"what nobody knows", strings.ReplaceAll(byHand, `"Size"`, `"Größe":{"a":[1]},"Size"`), false},
+		{"manifests", strings.ReplaceAll(byHand, `"Size"`, `"Manifests":[{"ID":"x"}],"Size"`), false},
+	} {
+		var want []ImageSummary
+		if err := json.Unmarshal([]byte(tt.text), &want); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readList(strings.NewReader(tt.text))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v (%v)\nwant %+v", tt.name, got, err, want)
+		}
+		p := listing{rest: tt.text}
+		if p.images(); p.bad == tt.hand {
+			t.Errorf("%s: read by hand: %t", tt.name, !p.bad)
+		}
+	}
+	for _, text := range []string{"", "[", "[{]", `[{"Id":"x"}]`, `[{"Created":1.5}]`, byHand[:len(byHand)/2], byHand + "x"} {
+		if got, err := readList(strings.NewReader(text)); err == nil {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+// FuzzReadList has whatever is read by hand be what encoding/json reads.
+func FuzzReadList(f *testing.F) {
+	b, _ := json.Marshal(listed(4))
+	f.Add(string(b))
+	f.Fuzz(func(t *testing.T, text string) {
+		p := listing{rest: text}
+		got := p.images()
+		if p.bad || strings.TrimSpace(p.rest) != "" {
+			return
+		}
+		var want []ImageSummary
+		if err := json.Unmarshal([]byte(text), &want); err != nil || !reflect.DeepEqual(got, want) {
+			t.Fatalf("%+v\nwant %+v (%v)", got, want, err)
+		}
+	})
+}
+
+func BenchmarkReadList(b *testing.B) {
+	list := listed(10_000)
+	for i := range list {
+		list[i].Labels = nil
+	}
+	text, _ := json.Marshal(list)
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		if _, err := readList(strings.NewReader(string(text))); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
