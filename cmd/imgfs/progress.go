@@ -126,8 +126,8 @@ func (b *bars) step(p engineapi.Progress) {
 		one.SetTotal(p.Total, false)
 		one.SetCurrent(p.Current)
 	}
-	switch p.Status {
-	case "Pull complete", "Already exists":
+	switch status, _, _ := strings.Cut(p.Status, " from "); status {
+	case "Pull complete", "Already exists", "Pushed", "Layer already exists", "Mounted":
 		one.SetTotal(-1, true)
 	}
 }

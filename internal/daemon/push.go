@@ -253,10 +253,10 @@ type sent struct {
 func (p *pushing) run(ctx context.Context) error {
 	p.old = oldLayers(&p.img)
 	p.layers = make([]sent, len(p.img.Layers))
-	first := map[id.LayerKey]int{}
-	for i, k := range p.keys {
-		if _, ok := first[k]; !ok {
-			first[k] = i
+	first := map[wanted]int{}
+	for i := range p.keys {
+		if _, ok := first[p.wanted(i)]; !ok {
+			first[p.wanted(i)] = i
 			p.show(i, statusPreparing, 0, 0)
 		}
 	}
@@ -282,8 +282,8 @@ func (p *pushing) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for i, k := range p.keys {
-		p.layers[i] = p.layers[first[k]] // the same layer twice is pushed once
+	for i := range p.keys {
+		p.layers[i] = p.layers[first[p.wanted(i)]] // the same layer twice is pushed once
 	}
 	if err := pushBytes(ctx, p.client, p.at, p.img.Config); err != nil {
 		return err
@@ -305,6 +305,21 @@ func (p *pushing) run(ctx context.Context) error {
 	}
 	_, err := p.client.PushManifest(ctx, p.at, mediaType, p.manifest)
 	return err
+}
+
+// wanted is what is to be pushed of a layer: the same content may be in several
+// blobs.
+type wanted struct {
+	key  id.LayerKey
+	blob id.Blob // "": any
+}
+
+func (p *pushing) wanted(i int) wanted {
+	w := wanted{key: p.keys[i]}
+	if p.old != nil {
+		w.blob = p.old[i].Digest
+	}
+	return w
 }
 
 // oldLayers returns the layers of an image as its manifest describes them; nil

@@ -381,3 +381,24 @@ func randomText(n int) string {
 	rand.NewChaCha8([32]byte{byte(n)}).Read(b)
 	return string(b)
 }
+
+// TestPushTwice has the same content twice in an image, in two blobs: both are
+// pushed, and the manifest stays.
+func TestPushTwice(t *testing.T) {
+	t.Parallel()
+	from, to := imgtest.NewRegistry(t, imgtest.RegistryOptions{}), imgtest.Distribution(t, "", "")
+	stream := tarOf(t, content{"a": "one", "b": "two"})
+	img := pushImage(t, from, "x", "1", gzipped(t, stream), plain(stream), gzipped(t, stream))
+	d := runDaemon(t, Options{})
+	ctx := testContext(t)
+	if _, err := d.client.Pull(ctx, engineapi.PullRequest{Reference: from.Host + "/x:1"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.client.Tag(ctx, from.Host+"/x:1", to+"/x:1", false); err != nil {
+		t.Fatal(err)
+	}
+	tags, err := d.client.Push(ctx, engineapi.PushRequest{Reference: to + "/x:1"}, nil)
+	if err != nil || tags[0].Digest != img.digest {
+		t.Errorf("%+v, %v; want %s", tags, err, img.digest)
+	}
+}
