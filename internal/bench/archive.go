@@ -24,9 +24,8 @@ type keeper struct {
 func (b *bench) archive(ctx context.Context) error {
 	keepers := []keeper{b.podmanKeeper(), b.imgfsKeeper()}
 	defer func() {
-		for _, k := range keepers {
-			k.reset(context.Background())
-		}
+		keepers[1].run(context.Background(), "daemon", "stop", "--force")
+		os.RemoveAll(b.path("archive-store"))
 		// The overlay store is a bind mount of itself, which podman leaves.
 		unix.Unmount(filepath.Join(b.path("archive-podman"), "overlay"), 0)
 		os.RemoveAll(b.path("archive-podman"))
@@ -160,7 +159,10 @@ func (b *bench) imgfsKeeper() keeper {
 					return err
 				}
 			}
-			return os.RemoveAll(store)
+			if err := os.RemoveAll(store); err != nil {
+				return err
+			}
+			return run(ctx, "images", "-q")
 		},
 	}
 }
