@@ -73,7 +73,7 @@ var modules = map[string][]string{
 	"github.com/distribution/reference":                {"fetch", "imagedb"},
 	"github.com/google/go-containerregistry":           {"fetch", "internal/imgtest", "internal/demo", "internal/bench"},
 	"github.com/pelletier/go-toml/v2":                  {"fetch"},
-	"github.com/ulikunitz/xz":                          {"internal/span", "fetch"},
+	"github.com/ulikunitz/xz":                          {"internal/span"},
 	"github.com/prometheus/client_golang":              {"internal/daemon"},
 	"github.com/coreos/go-systemd/v22":                 {"internal/daemon"},
 	"github.com/rogpeppe/go-internal":                  {"internal/imgtest"},
