@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -62,7 +63,9 @@ func open(dir string) (*badger.DB, error) {
 	for range attempts {
 		var db *badger.DB
 		if db, err = badger.Open(tuned(dir)); err != nil {
-			err = fmt.Errorf("%w: %w", ErrUnusable, err)
+			if !strings.Contains(err.Error(), "directory lock") { // Badger hides the cause of its errors
+				err = fmt.Errorf("%w: %w", ErrUnusable, err)
+			}
 			continue
 		}
 		if err = allocate(dir); err != nil {
