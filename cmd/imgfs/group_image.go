@@ -30,7 +30,10 @@ of the same name: see their help.
 Examples:
   imgfs image exists ubuntu:14.04 || imgfs pull ubuntu:14.04
   imgfs image ls -q
-  imgfs image prune -f`,
+  imgfs image prune -f
+
+` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Denied, fault.Integrity, fault.Network,
+			fault.Conflict, fault.Unavailable, fault.Canceled),
 		Subcommands: []*cli.Command{
 			existsCommand(),
 			named("history", historyCommand()), named("import", importCommand()), inspectImageCommand(), named("load", loadCommand()),

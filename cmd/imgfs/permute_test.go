@@ -37,7 +37,7 @@ func TestPermute(t *testing.T) {
 		// A command's flag hides a global one; aliases become the name.
 		{"umount -l /mnt/x", "umount --lazy=true -- /mnt/x"},
 		{"unmount /mnt/x", "umount -- /mnt/x"},
-		{"ls", "images"},
+		{"viz", "graph"},
 		// An argument that is named like a command is an argument.
 		{"pull images", "pull -- images"},
 		{"", ""},
