@@ -278,7 +278,18 @@ func (c *Client) backoff(ctx context.Context, try int) error {
 	return after(ctx, d/2+rand.N(d/2+1))
 }
 
+type waitingKey struct{}
+
+// Waiting returns a context under which tell is called before every wait for
+// the next try, with how long that will be. It must not block.
+func Waiting(ctx context.Context, tell func(time.Duration)) context.Context {
+	return context.WithValue(ctx, waitingKey{}, tell)
+}
+
 func after(ctx context.Context, d time.Duration) error {
+	if tell, ok := ctx.Value(waitingKey{}).(func(time.Duration)); ok {
+		tell(d)
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -23,7 +23,8 @@ type Spec struct {
 	Hold func(k id.LayerKey) error
 }
 
-// Step is how far a layer has come. Status is one of docker's words.
+// Step is how far a layer has come. Status is one of docker's words, or what
+// Tell was given.
 type Step struct {
 	Status         string
 	Current, Total int64 // bytes of the blob; Total 0 if unknown
@@ -45,6 +46,16 @@ type want struct {
 	diff  id.DiffID // "": not known yet
 	blob  id.Blob   // "": unknown
 	aside bool      // see Aside
+}
+
+type tellKey struct{}
+
+// Tell has all who wait for a layer know how its bytes come: a status beside
+// those above. ctx is the one that Spec.Open was called with.
+func Tell(ctx context.Context, status string) {
+	if f, ok := ctx.Value(tellKey{}).(*flight); ok {
+		f.report(Step{Status: status})
+	}
 }
 
 type asideKey struct{}

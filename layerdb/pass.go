@@ -171,7 +171,7 @@ func (s *Store) guard(what string, f func() error, tell ...func(error)) (err err
 
 // download is the first stage.
 func (p *stages) download(spec Spec, f *flight) error {
-	body, err := spec.Open(p.ctx)
+	body, err := spec.Open(context.WithValue(p.ctx, tellKey{}, f))
 	if err != nil {
 		return err
 	}

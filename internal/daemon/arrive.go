@@ -3,8 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -286,10 +289,22 @@ func (a *arrival) stream(ctx context.Context, i int) (id.LayerKey, error) {
 	spec := layerdb.Spec{
 		Blob: l.Blob, Size: l.Size, DiffID: l.DiffID,
 		// The bytes may serve others, who came later and stay longer.
-		Open: func(ctx context.Context) (io.ReadCloser, error) { return a.img.Open(ctx, i) },
+		Open: func(ctx context.Context) (io.ReadCloser, error) { return a.img.Open(retrying(ctx), i) },
 	}
 	key, _, err := a.e.layers.Ensure(ctx, spec, func(s layerdb.Step) { a.show(i, s.Status, s.Current, s.Total) })
 	return key, err
+}
+
+// retrying has those who wait for a layer told when its transfer broke, and
+// goes on after a while.
+func retrying(ctx context.Context) context.Context {
+	return fetch.Waiting(ctx, func(d time.Duration) {
+		n, s := int(math.Ceil(d.Seconds())), "s"
+		if n == 1 {
+			s = ""
+		}
+		layerdb.Tell(ctx, fmt.Sprintf("Retrying in %d second%s", n, s))
+	})
 }
 
 // lazily imports layer i. toc.ErrNone says that there is nothing to import it by.

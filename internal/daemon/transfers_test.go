@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -166,8 +167,15 @@ func TestResume(t *testing.T) {
 	const piece = 900_000
 	reg.Inject(imgtest.Fault{On: imgtest.KindBlob, Match: string(id.BlobOf(l.blob)), Short: piece, Times: 3})
 	d := runDaemon(t, Options{})
-	if _, err := d.client.Pull(testContext(t), engineapi.PullRequest{Reference: reg.Host + "/x:1"}, nil); err != nil {
+	told := false
+	_, err := d.client.Pull(testContext(t), engineapi.PullRequest{Reference: reg.Host + "/x:1"}, func(p engineapi.Progress) {
+		told = told || regexp.MustCompile(`^Retrying in (1 second|\d+ seconds)$`).MatchString(p.Status)
+	})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if !told {
+		t.Error("nobody was told that the transfer broke")
 	}
 	at, asked := 0, 0
 	for _, q := range reg.Requests(imgtest.KindBlob) {
