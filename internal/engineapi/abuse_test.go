@@ -86,6 +86,8 @@ func TestAbuse(t *testing.T) {
 		{"GET /images/x/json?platform=%7B%7D" + end + "\r\n", 400, "both OS and Architecture must be provided"},
 		{`GET /images/x/json?platform={"variant":"v8"}` + end + "\r\n", 400, "optional platform fields provided, but OS and Architecture are missing"},
 		{"POST /images/x/tag?tag=1" + end + "\r\n", 400, "invalid reference format"},
+		{"POST /images/x/tag?repo=u&tag=a!b" + end + "\r\n", 400, "invalid tag format"},
+		{"POST /images/create?fromImage=u&tag=sha256:ab" + end + "\r\n", 400, "invalid tag format"},
 		{"POST /images/create" + end + "\r\n", 400, "fromImage is missing"},
 		{"POST /images/create?fromImage=oci:/etc" + end + "\r\n", 400, "invalid reference format"},
 		{"POST /images/create?fromImage=docker-archive:/x.tar&tag=1" + end + "\r\n", 400, "invalid reference format"},

@@ -371,10 +371,10 @@ func TestPull(t *testing.T) {
 
 	for _, tt := range []struct{ query, auth, ref, user, token string }{
 		{"fromImage=docker.io%2Flibrary%2Fubuntu&tag=14.04", "", "docker.io/library/ubuntu:14.04", "", ""},
-		{"fromImage=u&tag=sha256:abc&platform=linux%2Farm64", "e30=", "u@sha256:abc", "", ""},
+		{"fromImage=u&tag=" + string(digest("e")) + "&platform=linux%2Farm64", "e30=", "u@" + string(digest("e")), "", ""},
 		{"fromImage=host:5000/u:1", "", "host:5000/u:1", "", ""},
 		{"fromImage=host:5000/u:1&tag=2", "", "host:5000/u:2", "", ""},
-		{"fromImage=host:5000/u:1&tag=sha256:abc", "", "host:5000/u@sha256:abc", "", ""},
+		{"fromImage=host:5000/u:1&tag=" + string(digest("e")), "", "host:5000/u@" + string(digest("e")), "", ""},
 		{"fromImage=u@sha256:abc&tag=2", "", "u:2@sha256:abc", "", ""},
 		{"fromImage=u@sha256:abc", "", "u@sha256:abc", "", ""},
 		{"fromImage=u&tag=1", "eyJ1c2VybmFtZSI6ImEiLCJwYXNzd29yZCI6ImIiLCJyZWdpc3RyeXRva2VuIjoiYyJ9", "u:1", "a", "c"},

@@ -2,9 +2,11 @@ package engineapi
 
 import (
 	"net/http"
+	"regexp"
 	"strings"
 
 	"github.com/imgfs/imgfs/internal/fault"
+	"github.com/imgfs/imgfs/internal/id"
 )
 
 // nameRoutes are docker's routes of single images, and one of ours.
@@ -59,6 +61,8 @@ func (s *server) tag(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+var tagFormat = regexp.MustCompile(`^\w[\w.-]{0,127}$`)
+
 // withTag joins what docker's clients send apart. A digest is sent as a tag; a
 // tag that is sent both ways counts where it is apart.
 func withTag(repo, tag string) (string, error) {
@@ -70,9 +74,12 @@ func withTag(repo, tag string) (string, error) {
 	}
 	_, digest, pinned := strings.Cut(repo, "@")
 	repo = withoutTag(repo)
+	_, noDigest := id.ParseBlob(tag)
 	switch {
-	case strings.Contains(tag, ":"):
+	case noDigest == nil:
 		return repo + "@" + tag, nil
+	case !tagFormat.MatchString(tag):
+		return "", fault.New(fault.Invalid, "invalid tag format")
 	case pinned:
 		return repo + ":" + tag + "@" + digest, nil
 	}
