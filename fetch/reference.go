@@ -32,11 +32,18 @@ type Reference struct {
 // docker.io/library/ubuntu:latest; with a tag and a digest the digest wins),
 // or as docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG] or
 // docker-archive:FILE[:NAME:TAG]. Errors are of kind Invalid with Docker's
-// texts.
+// texts. What skopeo calls containers-storage: and docker-daemon: is refused,
+// with a hint at the archive to take.
 func ParseReference(s string) (Reference, error) {
 	for _, source := range []string{SourceLayout, SourceArchive, SourceDockerArchive} {
 		if rest, ok := strings.CutPrefix(s, source+":"); ok {
 			return parseLocal(source, rest)
+		}
+	}
+	for store, program := range map[string]string{"containers-storage": "podman", "docker-daemon": "docker"} {
+		if name, ok := strings.CutPrefix(s, store+":"); ok {
+			return Reference{}, fault.WithHint(fault.New(fault.Invalid, "%s: the stores of other programs are not read", store),
+				"%s save %s | imgfs load", program, fault.Word(name))
 		}
 	}
 	s = strings.TrimPrefix(s, "docker://")

@@ -61,6 +61,8 @@ func TestParseReferenceRefuses(t *testing.T) {
 		"oci:":                          "invalid reference format: oci: needs a path",
 		"docker-archive::x":             "invalid reference format: docker-archive: needs a path",
 		"oci:dir:":                      "invalid tag format: oci:dir:",
+		"containers-storage:debian:12":  "containers-storage: the stores of other programs are not read",
+		"docker-daemon:debian:12":       "docker-daemon: the stores of other programs are not read",
 	} {
 		_, err := ParseReference(in)
 		if err == nil || fault.KindOf(err) != fault.Invalid || !strings.Contains(err.Error(), text) {
