@@ -243,12 +243,12 @@ func (s *Store) removeLocked(layers []id.LayerKey, chains []id.ChainKey) (Report
 			opened = opened || l.opened
 			s.forgetLocked(l)
 			changes[layerKey+d.Hex()] = nil
-		}
-	}
-	for b, d := range s.blobs {
-		if len(r.Layers) > 0 && s.layers[d] == nil {
-			delete(s.blobs, b)
-			changes[blobKey+b.Hex()] = nil
+			for _, b := range append(l.more, l.info.Blob) {
+				if b != "" && s.blobs[b] == d {
+					delete(s.blobs, b)
+					changes[blobKey+b.Hex()] = nil
+				}
+			}
 		}
 	}
 	s.mu.Unlock()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/imgfs/imgfs/internal/id"
@@ -199,6 +200,9 @@ func (s *Store) publish(dir string, info LayerInfo) error {
 			s.forgetLocked(old)
 		}
 		l := s.addLocked(info)
+		if old != nil { // blobs that were proven stay so
+			l.more = slices.DeleteFunc(append(old.more, old.info.Blob), func(b id.Blob) bool { return s.blobs[b] != info.Key || b == info.Blob })
+		}
 		l.checked = true
 		s.lookLocked(l)
 		if info.Sealed {

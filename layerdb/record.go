@@ -70,6 +70,7 @@ type layer struct {
 
 	// The rest is guarded by Store.mu.
 	info    LayerInfo
+	more    []id.Blob // blobs that are known to be its, beside info.Blob
 	checked bool      // files seen to be whole since Open
 	looked  bool      // lazy, disk and used are known: see Store.lookLocked
 	opened  bool      // it was open since Open
@@ -150,6 +151,9 @@ func (s *Store) provenLocked(i *LayerInfo) {
 	}
 	if i.Blob != "" {
 		s.blobs[i.Blob] = i.Key
+		if l := s.layers[i.Key]; l != nil && l.info.Blob != i.Blob && !slices.Contains(l.more, i.Blob) {
+			l.more = append(l.more, i.Blob)
+		}
 	}
 	if i.Key != i.DiffID.Key() {
 		s.proven[i.DiffID] = i.Key

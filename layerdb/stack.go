@@ -190,9 +190,15 @@ func (s *Store) BlobsOf(d id.DiffID) []id.Blob {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var list []id.Blob
-	for b, k := range s.blobs {
-		if l := s.layers[k]; l != nil && l.info.Sealed && l.info.DiffID == d {
-			list = append(list, b)
+	for _, k := range []id.LayerKey{d.Key(), s.proven[d]} {
+		l := s.layers[k]
+		if l == nil || !l.info.Sealed {
+			continue
+		}
+		for _, b := range append(slices.Clone(l.more), l.info.Blob) {
+			if b != "" && s.blobs[b] == k {
+				list = append(list, b)
+			}
 		}
 	}
 	slices.Sort(list)

@@ -238,6 +238,7 @@ func (s *Store) load() error {
 			return nil
 		}
 		s.blobs[b] = l.info.Key
+		l.more = append(l.more, b)
 		return nil
 	})
 	if err != nil {
