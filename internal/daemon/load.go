@@ -42,6 +42,7 @@ type loading struct {
 	e      *engine
 	owner  string // of the layers, until the images are stored
 	passes errgroup.Group
+	stop   context.CancelCauseFunc // of receiving
 
 	mu     sync.Mutex // guards the rest, and serialises report
 	report func(engineapi.Progress)
@@ -103,16 +104,16 @@ func (e *engine) spoolError(err error) error {
 
 // receive reads the archive to its end.
 func (l *loading) receive(ctx context.Context, body io.Reader, spool fetch.Spool) (_ *fetch.Archive, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, l.stop = context.WithCancelCause(ctx)
 	defer func() {
 		if err != nil {
-			cancel(err)
+			l.stop(err)
 		}
 		// An error of a pass comes first: it is why the archive was not read on.
 		if perr := l.passes.Wait(); perr != nil {
 			err = perr
 		}
-		cancel(nil)
+		l.stop(nil)
 	}()
 	tar, end, err := plainTar(body)
 	if err != nil {
@@ -192,8 +193,8 @@ var errPassed = errors.New("the pass has ended")
 // take brings a file in that is a layer, by all that can be known of it.
 func (l *loading) take(ctx context.Context, f *fetch.ArchiveFile) (bool, error) {
 	delete(l.early, f.Name) // of two files with one name the later counts
-	if known, err := l.known(f); known || err != nil {
-		return known, err
+	if l.known(f) {
+		return true, nil
 	}
 	if f.Size < smallLayer {
 		return false, nil
@@ -218,41 +219,42 @@ func (l *loading) take(ctx context.Context, f *fetch.ArchiveFile) (bool, error) 
 	l.passes.Go(func() error {
 		var err error
 		x.key, _, err = l.e.layers.Ensure(ctx, spec, l.step(shownFile(f.Name)))
-		r.CloseWithError(errPassed)
-		if fault.KindOf(err) == fault.Integrity {
+		switch {
+		case err == nil:
+		case fault.KindOf(err) == fault.Integrity:
 			// Perhaps it is no layer, and nobody wants it.
 			x.err, err = err, nil
+		default:
+			l.stop(err)
 		}
+		r.CloseWithError(errPassed)
 		return err
 	})
 	_, err = io.Copy(w, f.Body)
 	if errors.Is(err, errPassed) {
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	w.CloseWithError(err)
 	return true, err
 }
 
 // known reports whether a file is a layer that is here.
-func (l *loading) known(f *fetch.ArchiveFile) (bool, error) {
+func (l *loading) known(f *fetch.ArchiveFile) bool {
 	if f.Hex == "" {
-		return false, nil
+		return false
 	}
 	key, ok := l.e.layers.Proven(id.DiffID("sha256:" + f.Hex))
 	if !ok {
 		key = l.e.layers.ByBlob(id.Blob("sha256:" + f.Hex))
 	}
-	if key == "" {
-		return false, nil
+	if key == "" || !l.e.layers.Has(key) {
+		return false
 	}
-	if err := l.hold(key); err != nil {
-		return false, err
-	}
-	if !l.e.layers.Has(key) {
-		return false, nil
-	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held = append(l.held, key) // and retained with the others: see layer
 	l.early[f.Name] = &early{key: key}
-	return true, nil
+	return true
 }
 
 // shownFile returns what a layer is called of which its file's name alone is
@@ -308,7 +310,9 @@ func (l *loading) layers(ctx context.Context, a *fetch.Archive, list []*fetch.Ar
 	if err := l.hold(wanted...); err != nil {
 		return nil, err
 	}
-	g, gctx := errgroup.WithContext(ctx)
+	// One that is wrong does not end the others: a pass that is left at its end may
+	// store its layer after all, when nobody is there to release it.
+	var g errgroup.Group
 	g.SetLimit(2 * loadsAside)
 	begun := map[layer]bool{}
 	keys := make([][]id.LayerKey, len(list))
@@ -321,7 +325,7 @@ func (l *loading) layers(ctx context.Context, a *fetch.Archive, list []*fetch.Ar
 			}
 			begun[name] = true
 			g.Go(func() (err error) {
-				*into, err = l.layer(gctx, a, img, i)
+				*into, err = l.layer(ctx, a, img, i)
 				return err
 			})
 		}
@@ -363,7 +367,10 @@ func (l *loading) layer(ctx context.Context, a *fetch.Archive, img *fetch.Archiv
 			return "", x.err
 		}
 		info, err := l.e.layers.Info(x.key)
-		if err == nil && at.DiffID != "" && info.DiffID != at.DiffID {
+		if err != nil {
+			return "", fault.WithHint(fault.New(fault.Conflict, "a layer was removed while it was loaded: %w", err), "load the archive again")
+		}
+		if at.DiffID != "" && info.DiffID != at.DiffID {
 			err = fault.New(fault.Integrity, "invalid diffID for layer %d: expected %q, got %q", i, at.DiffID, info.DiffID)
 		}
 		return x.key, err
