@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -26,7 +27,10 @@ func TestMetrics(t *testing.T) {
 	d := runDaemon(t, Options{MetricsAddr: "unix://" + socket})
 	scrape := func() func(name string) string {
 		t.Helper()
-		tr := &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) }}
+		tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		}}
 		defer tr.CloseIdleConnections()
 		res, err := (&http.Client{Transport: tr}).Get("http://localhost/metrics")
 		if err != nil {
