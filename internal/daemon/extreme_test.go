@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/fs"
+	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 	"github.com/imgfs/imgfs/internal/imgtest"
@@ -233,6 +235,21 @@ func TestManyLayers(t *testing.T) {
 		if err := c.WaitGone(ctx, m.ID); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestVeryManyLayers pulls what docker refuses to run, with a warning.
+func TestVeryManyLayers(t *testing.T) {
+	t.Parallel()
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	pushTo(t, "many", "1", slices.Repeat([]string{"file a 1"}, manyLayers+1), reg)
+	d := runDaemon(t, Options{})
+	if _, err := d.client.Pull(testContext(t), engineapi.PullRequest{Reference: reg.Host + "/many:1"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(filepath.Join(d.Root, "daemon.log"))
+	if err != nil || !strings.Contains(string(log), "very many layers") || !strings.Contains(string(log), "layers=501") {
+		t.Errorf("the log (%v):\n%s", err, log)
 	}
 }
 

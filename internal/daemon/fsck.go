@@ -160,11 +160,11 @@ func (c *checkup) findOrigin(b id.Blob) error {
 // unheld returns the images that do not hold their layers.
 func (e *engine) unheld() []imagedb.Image {
 	var list []imagedb.Image
-	for _, img := range e.images.List() {
+	e.images.Each(func(img *imagedb.Image) {
 		if len(img.Layers) > 0 && len(e.layers.Held(imageOwner+string(img.ID))) != len(img.Layers) {
-			list = append(list, img)
+			list = append(list, *img)
 		}
-	}
+	})
 	return list
 }
 
@@ -523,6 +523,9 @@ func (c *checkup) refetchFrom(ctx context.Context, img *imagedb.Image, w whence)
 //
 // Preconditions: e.names is held.
 func (e *engine) storeImage(img *fetch.Image, keys []id.LayerKey) error {
+	if n := len(keys); n > manyLayers {
+		e.log.Warn("the image has very many layers: docker takes 127", "image", img.ID, "layers", n)
+	}
 	if err := e.layers.Retain(imageOwner+string(img.ID), keys); err != nil {
 		return err
 	}

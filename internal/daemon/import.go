@@ -171,7 +171,7 @@ func download(ctx context.Context, from string, report func(engineapi.Progress))
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "import: %w", err)
 	}
-	r.Header.Set("User-Agent", "imgfs/"+engineapi.ThisBuild().Version)
+	r.Header.Set("User-Agent", userAgent())
 	res, err := client.Do(r)
 	if err != nil {
 		return nil, fault.New(fault.Network, "import: %w", err)

@@ -72,6 +72,12 @@ func TestMayListen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var log strings.Builder
+		o.warn([]*listener{{Listener: l}}, slog.New(slog.NewTextHandler(&log, nil)))
+		const text = `/!\ DON'T BIND ON ANOTHER IP ADDRESS THAN 127.0.0.1 IF YOU DON'T KNOW WHAT YOU'RE DOING /!\`
+		if warned := strings.Contains(strings.ReplaceAll(log.String(), `\\`, `\`), text); warned == o.TLS.Verify {
+			t.Errorf("%+v: the log is %s", o, log.String())
+		}
 		l.Close()
 	}
 	for _, addr := range []string{"127.0.0.1:0", "localhost:0"} {

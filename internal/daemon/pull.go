@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"runtime"
 
 	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/imagedb"
@@ -19,6 +20,9 @@ const (
 	imageOwner = "image:"
 	pullOwner  = "pull:"
 )
+
+// manyLayers is how many layers of an image are still nothing to warn of.
+const manyLayers = 500
 
 // image is a stored image, as a mount needs it.
 type image struct {
@@ -188,7 +192,7 @@ func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {
 			AuthFile: r.AuthFile, DockerConfig: r.DockerConfig,
 			Username: r.Username, Password: r.Password, Token: r.Token, IdentityToken: r.IdentityToken,
 		},
-		UserAgent:   "imgfs/" + engineapi.ThisBuild().Version,
+		UserAgent:   userAgent(),
 		Logger:      e.log,
 		NoHostFiles: r.NoHostFiles,
 		Opened:      e.figures.opened,
@@ -197,6 +201,11 @@ func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {
 		o.CertsDirs = []string{r.CertsDir}
 	}
 	return o
+}
+
+// userAgent is what servers are told of this program, in docker's form.
+func userAgent() string {
+	return fmt.Sprintf("imgfs/%s go/%s os/%s arch/%s", engineapi.ThisBuild().Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // putImage records an image whose layers are all there; existed says that

@@ -189,6 +189,9 @@ func TestResume(t *testing.T) {
 		if got := q.Header.Get("Range"); got != want {
 			t.Errorf("request %d: Range %q, want %q", asked, got, want)
 		}
+		if ua := q.Header.Get("User-Agent"); !regexp.MustCompile(`^imgfs/\S+ go/\S+ os/linux arch/\w+$`).MatchString(ua) {
+			t.Errorf("request %d: User-Agent %q", asked, ua)
+		}
 		asked++
 		at += piece
 	}
