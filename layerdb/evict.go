@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -182,19 +181,7 @@ func (s *Store) toLazy(d *Data, info *LayerInfo) error {
 // keepLimit evicts when the cache has grown beyond its limit, until Close. It
 // looks first how large the cache is.
 func (s *Store) keepLimit() {
-	s.mu.Lock()
-	layers := slices.Collect(maps.Values(s.layers))
-	s.mu.Unlock()
-	for _, l := range layers {
-		if s.ctx.Err() != nil {
-			return
-		}
-		s.mu.Lock()
-		if s.layers[l.info.Key] == l {
-			s.lookLocked(l)
-		}
-		s.mu.Unlock()
-	}
+	s.look()
 	for {
 		select {
 		case <-s.over:

@@ -69,11 +69,12 @@ func (s *Store) DropDamaged(owner string) error {
 	return nil
 }
 
-// Held returns what owner holds, lowest first; nil if that is nothing.
+// Held returns what owner holds, lowest first; nil if that is nothing. The list
+// is the store's: it is not to be changed.
 func (s *Store) Held(owner string) []id.LayerKey {
 	s.owned.mu.Lock()
 	defer s.owned.mu.Unlock()
-	return slices.Clone(s.owned.held[owner])
+	return slices.Clip(s.owned.held[owner])
 }
 
 // HeldStacks returns the keys of the stacks that owners hold.

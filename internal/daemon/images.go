@@ -46,8 +46,9 @@ func (e *engine) Images(_ context.Context, o engineapi.ListOptions) ([]engineapi
 	out := make([]engineapi.ImageSummary, 0, len(list))
 	for i := range list {
 		img := &list[i]
+		f := e.layers.FiguresOf(e.keysOf(img), o.Cached)
 		s := engineapi.ImageSummary{
-			ID: img.ID, ParentID: string(img.Parent), Size: e.size(*img), SharedSize: -1,
+			ID: img.ID, ParentID: string(img.Parent), Size: f.Content, SharedSize: -1,
 			Containers: int64(len(mounts[img.ID])), Labels: img.Labels, Broken: img.Broken,
 		}
 		s.RepoTags, s.RepoDigests = e.familiar(img.ID)
@@ -61,8 +62,8 @@ func (e *engine) Images(_ context.Context, o engineapi.ListOptions) ([]engineapi
 			s.SharedSize = e.sharedSize(img, users)
 		}
 		if o.Cached {
-			cached, lazy := e.presence(img)
-			s.Cached, s.Lazy = &cached, &lazy
+			f.Data -= f.Present
+			s.Cached, s.Lazy = &f.Present, &f.Data
 		}
 		if o.Manifests {
 			s.Descriptor, s.Manifests = e.manifests(img.ID, mounts[img.ID])
@@ -181,14 +182,7 @@ func (e *engine) familiar(imageID id.ImageID) (tags, digests []string) {
 // size returns the bytes of the layers' regular files, as docker counts them;
 // a missing layer counts nothing.
 func (e *engine) size(img imagedb.Image) int64 {
-	var sum int64
-	for _, k := range e.keysOf(&img) {
-		n, err := e.layers.Size(k)
-		if err == nil {
-			sum += n
-		}
-	}
-	return sum
+	return e.layers.FiguresOf(e.keysOf(&img), false).Content
 }
 
 // usedBy returns where an image is mounted, sorted.

@@ -169,6 +169,7 @@ func run(ctx context.Context, o Options, serving func()) (err error) {
 	defer sup.stopping()
 	e.daemonEvent("start")
 	serving()
+	e.layers.Look()
 	if o.Serving != nil {
 		o.Serving()
 	}

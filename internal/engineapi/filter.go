@@ -147,10 +147,18 @@ func (s *selection) apply(list []ImageSummary) []ImageSummary {
 		}
 		out = append(out, img)
 	}
-	slices.SortFunc(out, func(a, b ImageSummary) int {
+	order := make([]*ImageSummary, len(out)) // they are large to be moved often
+	for i := range out {
+		order[i] = &out[i]
+	}
+	slices.SortFunc(order, func(a, b *ImageSummary) int {
 		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 	})
-	return out
+	sorted := make([]ImageSummary, len(out))
+	for i := range order {
+		sorted[i] = *order[i]
+	}
+	return sorted
 }
 
 func (s *selection) keeps(img *ImageSummary) bool {

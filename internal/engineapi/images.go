@@ -56,7 +56,7 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 			list[i].Labels = nil
 		}
 	}
-	return replyList(w, asListed(r, list))
+	return replyImages(w, asListed(r, list))
 }
 
 // created returns when an image was made, as it is listed: in seconds since

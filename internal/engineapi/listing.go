@@ -1,18 +1,136 @@
 package engineapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
+	"maps"
+	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/imgfs/imgfs/internal/id"
 )
 
-// readList reads the reply of GET /images/json. Ten thousand images are two or
-// three megabytes, of which package encoding/json would take longer than all
-// the rest of a listing: what a server of ours writes is read by hand, and
-// anything else by that package.
+// A list of ten thousand images is three megabytes, with labels eight, of which
+// package encoding/json would take longer than all the rest of a listing. So it
+// is written and read by hand, as far as that is simple.
+
+// replyImages writes the reply of GET /images/json.
+func replyImages(w http.ResponseWriter, list []ImageSummary) error {
+	w.Header().Set("Content-Type", "application/json")
+	const piece = 64 << 10
+	b := make([]byte, 0, 2*piece)
+	b = append(b, '[')
+	for i := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		if b = appendImage(b, &list[i]); len(b) > piece {
+			if _, err := w.Write(b); err != nil {
+				return nil // the client has gone
+			}
+			b = b[:0]
+		}
+	}
+	w.Write(append(b, "]\n"...))
+	return nil
+}
+
+// appendImage appends what package encoding/json would, without escapes for HTML.
+func appendImage(b []byte, i *ImageSummary) []byte {
+	b = appendText(append(b, `{"Id":`...), string(i.ID))
+	b = appendText(append(b, `,"ParentId":`...), i.ParentID)
+	b = appendTexts(append(b, `,"RepoTags":`...), i.RepoTags)
+	b = appendTexts(append(b, `,"RepoDigests":`...), i.RepoDigests)
+	b = strconv.AppendInt(append(b, `,"Created":`...), i.Created, 10)
+	b = strconv.AppendInt(append(b, `,"Size":`...), i.Size, 10)
+	if i.VirtualSize != nil {
+		b = strconv.AppendInt(append(b, `,"VirtualSize":`...), *i.VirtualSize, 10)
+	}
+	b = strconv.AppendInt(append(b, `,"SharedSize":`...), i.SharedSize, 10)
+	b = strconv.AppendInt(append(b, `,"Containers":`...), i.Containers, 10)
+	b = appendLabels(append(b, `,"Labels":`...), i.Labels)
+	if i.Descriptor != nil {
+		b = appendAny(append(b, `,"Descriptor":`...), i.Descriptor)
+	}
+	if len(i.Manifests) > 0 {
+		b = appendAny(append(b, `,"Manifests":`...), i.Manifests)
+	}
+	if i.Cached != nil {
+		b = strconv.AppendInt(append(b, `,"Cached":`...), *i.Cached, 10)
+	}
+	if i.Lazy != nil {
+		b = strconv.AppendInt(append(b, `,"Lazy":`...), *i.Lazy, 10)
+	}
+	if i.Broken != "" {
+		b = appendText(append(b, `,"Broken":`...), i.Broken)
+	}
+	return append(b, '}')
+}
+
+// plain reports whether a text stands in JSON as it is.
+func plain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+func appendText(b []byte, s string) []byte {
+	if !plain(s) {
+		return appendAny(b, s)
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}
+
+func appendTexts(b []byte, list []string) []byte {
+	if list == nil {
+		return append(b, "null"...)
+	}
+	b = append(b, '[')
+	for i, s := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendText(b, s)
+	}
+	return append(b, ']')
+}
+
+func appendLabels(b []byte, m map[string]string) []byte {
+	if m == nil {
+		return append(b, "null"...)
+	}
+	b = append(b, '{')
+	for i, k := range slices.Sorted(maps.Keys(m)) {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendText(b, k), ':')
+		b = appendText(b, m[k])
+	}
+	return append(b, '}')
+}
+
+// appendAny is package encoding/json; what is passed can be encoded.
+func appendAny(b []byte, v any) []byte {
+	out := bytes.NewBuffer(b)
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return append(b, "null"...)
+	}
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
+}
+
+// readList reads the reply of GET /images/json: what a server of ours writes by
+// hand, anything else by package encoding/json.
 func readList(r io.Reader) ([]ImageSummary, error) {
 	b, err := io.ReadAll(r)
 	if err != nil {
@@ -122,7 +240,7 @@ func (p *listing) text() string {
 			s := p.rest[:i]
 			p.rest = p.rest[i+1:]
 			return s
-		case c < ' ' || c == '\\' || c > '~':
+		case c < ' ' || c == '\\' || c > '~': // see plain
 			p.bad = true
 		}
 	}

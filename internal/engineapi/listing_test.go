@@ -1,8 +1,10 @@
 package engineapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -67,6 +69,38 @@ func TestReadList(t *testing.T) {
 	for _, text := range []string{"", "[", "[{]", `[{"Id":"x"}]`, `[{"Created":1.5}]`, byHand[:len(byHand)/2], byHand + "x"} {
 		if got, err := readList(strings.NewReader(text)); err == nil {
 			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+// TestReplyImages compares what is written by hand with what encoding/json writes.
+func TestReplyImages(t *testing.T) {
+	t.Parallel()
+	list := listed(9)
+	size := int64(7)
+	list[0].VirtualSize, list[0].Descriptor, list[0].Manifests = &size, &Descriptor{MediaType: "<x>"}, []ManifestSummary{{ID: "x"}}
+	list[1].RepoTags = []string{"<none>:<none>", "a\"b\\", "ä\x00\xff\u2028"}
+	list[2].Labels = map[string]string{"z\n": "1", "a": "<&>", "": "é"}
+	for i := range list {
+		var want bytes.Buffer
+		enc := json.NewEncoder(&want)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(&list[i]); err != nil {
+			t.Fatal(err)
+		}
+		if got := string(appendImage(nil, &list[i])) + "\n"; got != want.String() {
+			t.Errorf("%s\nwant %s", got, want.String())
+		}
+	}
+	if want, got := reflect.TypeFor[ImageSummary]().NumField(), 15; want != got {
+		t.Errorf("ImageSummary has %d fields, and appendImage and listing.image know %d", want, got)
+	}
+	for _, n := range []int{0, 1, 1000} {
+		w := httptest.NewRecorder()
+		list := listed(n)
+		replyImages(w, list)
+		if got, err := readList(w.Body); err != nil || !reflect.DeepEqual(got, list) {
+			t.Errorf("%d images: read %d (%v)", n, len(got), err)
 		}
 	}
 }
