@@ -292,4 +292,3 @@ func (w *ward) whole() {
 		w.t.Errorf("names:\n%s\nwant:\n%s", got, w.names)
 	}
 }
-
