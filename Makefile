@@ -46,7 +46,7 @@ deps:
 
 install: build
 	install -D -m 0755 bin/imgfs $(DESTDIR)/usr/local/bin/imgfs
-	install -D -m 0644 doc/imgfs.1 $(DESTDIR)/usr/local/share/man/man1/imgfs.1
+	install -D -m 0644 docs/imgfs.1 $(DESTDIR)/usr/local/share/man/man1/imgfs.1
 	install -D -m 0644 -t $(DESTDIR)/usr/local/lib/systemd/system dist/systemd/imgfs.service dist/systemd/imgfs.socket
 	install -D -m 0644 dist/systemd/imgfs.sysusers.conf $(DESTDIR)/usr/local/lib/sysusers.d/imgfs.conf
 

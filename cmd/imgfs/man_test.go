@@ -16,7 +16,7 @@ import (
 // of the program, and no others.
 func TestManPage(t *testing.T) {
 	t.Parallel()
-	b, err := os.ReadFile("../../doc/imgfs.1")
+	b, err := os.ReadFile("../../docs/imgfs.1")
 	if err != nil {
 		t.Fatal(err)
 	}
