@@ -228,6 +228,35 @@ func TestLayerExport(t *testing.T) {
 	}
 }
 
+// TestLayerNames calls layers by the beginning of their IDs, as images are.
+func TestLayerNames(t *testing.T) {
+	t.Parallel()
+	var texts []string
+	for i := range 17 { // two of which begin alike
+		texts = append(texts, fmt.Sprintf("file f%d %d", i, i))
+	}
+	d, _ := seeded(t, seed{called: "x", layers: texts})
+	begun := map[string]int{}
+	for _, text := range texts {
+		diff := tarDiff(t, text)
+		begun[diff.Hex()[:1]]++
+		for _, name := range []string{string(diff), diff.Hex(), diff.Hex()[:12], "sha256:" + diff.Hex()[:12]} {
+			if l, err := d.client.Layer(t.Context(), name); err != nil || l.DiffID != diff {
+				t.Errorf("%s: %s, %v", name, l.DiffID, err)
+			}
+		}
+	}
+	for digit, n := range begun {
+		_, err := d.client.Layer(t.Context(), digit)
+		if want := fmt.Sprintf("ambiguous id prefix %q: matches ", digit); n > 1 && (fault.KindOf(err) != fault.Conflict || !strings.HasPrefix(err.Error(), want)) {
+			t.Errorf("%d layers: %v", n, err)
+		}
+	}
+	if _, err := d.client.Layer(t.Context(), "nosuch"); fault.KindOf(err) != fault.NotFound || err.Error() != "No such layer: nosuch" {
+		t.Errorf("none: %v", err)
+	}
+}
+
 // TestLayerCompressed imports what programs have compressed.
 func TestLayerCompressed(t *testing.T) {
 	t.Parallel()

@@ -117,12 +117,19 @@ func TestPullersLeave(t *testing.T) {
 				close(c.steps)
 			})
 		}
+		waiting := 0
 		for _, c := range clients { // all are in it
 			for p := range c.steps {
+				if p.Status == "Repository "+ref+" already being pulled by another client. Waiting." {
+					waiting++
+				}
 				if p.Status == "Downloading" {
 					break
 				}
 			}
+		}
+		if waiting != len(clients)-1 {
+			t.Errorf("%d clients were told that they wait for another", waiting)
 		}
 		reg.AwaitHeld(t)
 		for _, c := range clients[stays:] {
