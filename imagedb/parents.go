@@ -40,8 +40,8 @@ func (s *Store) checkParent(i, parent id.ImageID) error {
 	if parent != "" && parent != i && s.images[parent] == nil {
 		return fault.New(fault.NotFound, "unknown parent image ID %s", parent)
 	}
-	for p := parent; p != ""; p = s.images[p].Parent {
-		if p == i {
+	for n, p := 0, parent; p != "" && s.images[p] != nil; p = s.images[p].Parent {
+		if n++; p == i || n > len(s.images) {
 			return fault.New(fault.Invalid, "image %s cannot be its own ancestor", i.Short())
 		}
 	}

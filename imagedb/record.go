@@ -104,7 +104,7 @@ func (r *reader) labelMap(c *metadb.Coder, p *map[string]string) {
 		for _, k := range slices.Sorted(maps.Keys(*p)) {
 			v := (*p)[k]
 			metadb.Text(c, &k)
-			metadb.Text(c, &v)
+			metadb.OwnText(c, &v)
 		}
 		return
 	}
@@ -122,7 +122,7 @@ func (r *reader) labelMap(c *metadb.Coder, p *map[string]string) {
 	for range n {
 		var k, v string
 		metadb.Text(c, &k)
-		metadb.Text(c, &v)
+		metadb.OwnText(c, &v)
 		m[k] = v
 	}
 	if len(c.Rest()) == 0 {

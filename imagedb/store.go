@@ -101,7 +101,6 @@ func (s *Store) load() error {
 			}
 			return nil
 		}
-		s.images[e.ID] = e
 		s.order = append(s.order, e) // keys come sorted
 		if !e.summed {
 			amend = append(amend, e)
@@ -111,24 +110,26 @@ func (s *Store) load() error {
 	if err != nil {
 		return err
 	}
-	ids := make(map[string]id.ImageID, len(s.order)) // by the bytes of a record
+	s.images = make(map[id.ImageID]*entry, len(s.order))
 	for _, e := range s.order {
-		ids[e.ID.Hex()] = e.ID
+		s.images[e.ID] = e
 	}
+	s.names = make(map[string]id.ImageID, 2*len(s.order))
 	err = metadb.Scan(s.db, nameKey, func(name string, v []byte) error {
-		i, ok := ids[string(v)]
-		if !ok {
-			var err error
-			if i, err = id.ParseImageID(algorithm + string(v)); err != nil {
-				s.damaged[name] = "its record is damaged"
-				s.problem("name %s: its record is damaged", name)
-				return nil
-			}
-			if lost[i] == "" {
-				lost[i] = "its record is lost"
-			}
-		} else {
-			s.images[i].names = append(s.images[i].names, name)
+		key := append([]byte(algorithm), v...)
+		if e := s.images[id.ImageID(key)]; e != nil {
+			e.names = append(e.names, name)
+			s.names[name] = e.ID
+			return nil
+		}
+		i, err := id.ParseImageID(string(key))
+		if err != nil {
+			s.damaged[name] = "its record is damaged"
+			s.problem("name %s: its record is damaged", name)
+			return nil
+		}
+		if lost[i] == "" {
+			lost[i] = "its record is lost"
 		}
 		s.names[name] = i
 		return nil
@@ -143,7 +144,7 @@ func (s *Store) load() error {
 		return err
 	}
 	for _, e := range s.order {
-		if e.Parent != "" && s.images[e.Parent] == nil {
+		if s.checkParent(e.ID, e.Parent) != nil {
 			e.Parent = ""
 		}
 		s.link(e)

@@ -192,6 +192,8 @@ func (s *Store) load() error {
 		}
 		unread[hex] = true
 	}
+	s.layers = make(map[id.LayerKey]*layer, len(unread))
+	s.blobs = make(map[id.Blob]id.LayerKey, len(unread))
 	var share metadb.Shared
 	changes := map[string][]byte{}
 	err = metadb.Scan(s.db, layerKey, func(hex string, v []byte) error {

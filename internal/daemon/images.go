@@ -70,8 +70,17 @@ func (e *engine) Images(_ context.Context, o engineapi.ListOptions) ([]engineapi
 		}
 		out = append(out, s)
 	}
+	if len(out) > manyImages {
+		e.mu.Lock()
+		e.tidyLater()
+		e.mu.Unlock()
+	}
 	return out, nil
 }
+
+// manyImages is how many leave so much garbage when they are listed that it is
+// to be returned.
+const manyImages = 1000
 
 // sharedSize returns the bytes of an image's layers that users says others have
 // as well.

@@ -132,14 +132,28 @@ func (c *Coder) Time(p *time.Time) {
 	}
 }
 
-// Text codes a text that many records may share.
+// OwnText codes a text.
+func OwnText[T ~string](c *Coder, p *T) {
+	if b := c.text(string(*p)); c.reading {
+		*p = T(b)
+	}
+}
+
+func (c *Coder) text(s string) []byte {
+	n := c.Len(len(s), 1)
+	if c.reading {
+		return c.take(uint64(n))
+	}
+	c.b = append(c.b, s...)
+	return nil
+}
+
+// Text is OwnText for one that many records may share.
 func Text[T ~string](c *Coder, p *T) {
-	n := c.Len(len(*p), 1)
+	b := c.text(string(*p))
 	if !c.reading {
-		c.b = append(c.b, *p...)
 		return
 	}
-	b := c.take(uint64(n))
 	s, ok := c.share.texts[string(b)]
 	if !ok {
 		s = string(b)
