@@ -191,7 +191,7 @@ func (g *gathering) repositories(byName map[string]*ArchiveImage) error {
 			if img == nil {
 				return fault.New(fault.Integrity, "repositories: invalid target ID: %.64s", to)
 			}
-			ref, err := savedTag(repo + ":" + tag)
+			ref, err := g.tag(repo + ":" + tag)
 			if err != nil {
 				return fmt.Errorf("repositories: %w", err)
 			}

@@ -23,6 +23,7 @@ import (
 const (
 	maxImages  = 1 << 14   // of an archive
 	maxStacked = 1 << 17   // layers of all its images together
+	maxTagged  = 1 << 14   // names of all its images
 	maxTold    = 256 << 20 // bytes that are read of lists, manifests and configs, each as often as it is asked for
 )
 
@@ -209,6 +210,7 @@ type gathering struct {
 	byID    map[id.ImageID]*ArchiveImage
 	others  []string // platforms that were not asked for
 	stacked int      // layers
+	tagged  int      // names
 	told    int64    // bytes
 }
 
@@ -279,16 +281,19 @@ func (g *gathering) docker() error {
 		}
 	}
 	// An image may stand before its parent.
-	depth := func(i *ArchiveImage) (n int) {
-		for ; i != nil && n <= len(g.list); i = g.byID[id.ImageID(i.Parent)] {
-			n++
-		}
-		return n
-	}
 	depths := map[id.ImageID]int{}
 	for _, img := range g.list {
-		if depths[img.ID] = depth(img); depths[img.ID] > len(g.list) {
-			return fault.New(fault.Integrity, "manifest.json: image %s is its own ancestor", img.ID)
+		var path []*ArchiveImage // to the first whose depth is known
+		for at := img; at != nil && depths[at.ID] == 0; at = g.byID[id.ImageID(at.Parent)] {
+			if path = append(path, at); len(path) > len(g.list) {
+				return fault.New(fault.Integrity, "manifest.json: image %s is its own ancestor", img.ID)
+			}
+		}
+		for _, at := range slices.Backward(path) {
+			depths[at.ID] = 1
+			if up := g.byID[id.ImageID(at.Parent)]; up != nil {
+				depths[at.ID] = depths[up.ID] + 1
+			}
 		}
 	}
 	slices.SortStableFunc(g.list, func(a, b *ArchiveImage) int { return depths[a.ID] - depths[b.ID] })
@@ -306,7 +311,7 @@ func (g *gathering) saved(s *savedImage) (*ArchiveImage, error) {
 	}}
 	img.Name, img.Parent = string(img.ID), s.Parent
 	for _, t := range s.RepoTags {
-		ref, err := savedTag(t)
+		ref, err := g.tag(t)
 		if err != nil {
 			return nil, err
 		}
@@ -326,8 +331,11 @@ func (g *gathering) saved(s *savedImage) (*ArchiveImage, error) {
 	return img, nil
 }
 
-// savedTag reads a name that an archive gives an image.
-func savedTag(s string) (Reference, error) {
+// tag reads a name that an archive gives an image.
+func (g *gathering) tag(s string) (Reference, error) {
+	if g.tagged++; g.tagged > maxTagged {
+		return Reference{}, fault.New(fault.Integrity, "images of more than %d names", maxTagged)
+	}
 	named, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
 		return Reference{}, fault.New(fault.Integrity, "invalid tag %q: %w", s, err)
@@ -335,6 +343,9 @@ func savedTag(s string) (Reference, error) {
 	t, ok := named.(reference.NamedTagged)
 	if _, digest := named.(reference.Digested); !ok || digest {
 		return Reference{}, fault.New(fault.Integrity, "invalid tag %q", s)
+	}
+	if reference.FamiliarName(t) == "sha256" {
+		return Reference{}, fault.New(fault.Integrity, "invalid tag %q: sha256 is no name, but begins an ID", s)
 	}
 	return Reference{source: SourceRegistry, domain: reference.Domain(t), path: reference.Path(t), tag: t.Tag()}, nil
 }
@@ -411,7 +422,7 @@ func (g *gathering) layoutImage(d v1.Descriptor, name string) error {
 	}
 	img := &ArchiveImage{Image: made, Name: string(made.ID)}
 	if name != "" {
-		ref, err := savedTag(name)
+		ref, err := g.tag(name)
 		if err != nil {
 			return err
 		}

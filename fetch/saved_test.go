@@ -415,6 +415,41 @@ func TestArchiveLimits(t *testing.T) {
 	_, _, err = readImages(f.bytes(t), "")
 	wantFault(t, err, fault.Integrity, fmt.Sprintf("more than %d bytes", maxTold), "")
 
+	// Parents come before their children, in however long a line.
+	f, all = tree{}, nil
+	for i := range 5000 {
+		c := fmt.Appendf(nil, `{"created":"%d","rootfs":{"type":"layers"}}`, i)
+		s := savedImage{Config: fmt.Sprint("config", i)}
+		if f[s.Config] = c; i > 0 {
+			s.Parent = string(id.ImageIDOf(f[fmt.Sprint("config", i-1)]))
+		}
+		all = append(all, s)
+	}
+	slices.Reverse(all)
+	f["manifest.json"] = mustJSON(t, all)
+	list, _, err := readImages(f.bytes(t), "")
+	if err != nil || len(list) != len(all) || list[0].Parent != "" || !slices.IsSortedFunc(list, func(a, b *ArchiveImage) int {
+		if a.Parent == b.Name {
+			return 1
+		}
+		return -1
+	}) {
+		t.Errorf("%d images, %v", len(list), err)
+	}
+	all[len(all)-1].Parent = string(id.ImageIDOf(f["config7"]))
+	f["manifest.json"] = mustJSON(t, all)
+	_, _, err = readImages(f.bytes(t), "")
+	wantFault(t, err, fault.Integrity, "is its own ancestor", "")
+
+	// Each name costs a record.
+	all = []savedImage{{Config: "config0"}}
+	for i := range maxTagged + 1 {
+		all[0].RepoTags = append(all[0].RepoTags, fmt.Sprint("a:", i))
+	}
+	f["manifest.json"] = mustJSON(t, all)
+	_, _, err = readImages(f.bytes(t), "")
+	wantFault(t, err, fault.Integrity, fmt.Sprintf("images of more than %d names", maxTagged), "")
+
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	long := strings.Repeat("n", 1<<19)

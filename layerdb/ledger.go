@@ -1,6 +1,7 @@
 package layerdb
 
 import (
+	"iter"
 	"slices"
 	"sync"
 
@@ -27,10 +28,8 @@ func newLedger() ledger {
 func (g *ledger) setLocked(owner string, layers []id.LayerKey) {
 	g.dropLocked(owner)
 	g.held[owner] = layers
-	for i, k := range layers {
-		if !slices.Contains(layers[:i], k) {
-			g.count[k]++
-		}
+	for k := range distinct(layers) {
+		g.count[k]++
 	}
 }
 
@@ -40,13 +39,33 @@ func (g *ledger) setLocked(owner string, layers []id.LayerKey) {
 func (g *ledger) dropLocked(owner string) {
 	layers := g.held[owner]
 	delete(g.held, owner)
-	for i, k := range layers {
-		switch {
-		case slices.Contains(layers[:i], k):
-		case g.count[k] == 1:
+	for k := range distinct(layers) {
+		if g.count[k]--; g.count[k] == 0 {
 			delete(g.count, k)
-		default:
-			g.count[k]--
+		}
+	}
+}
+
+// shortList is a list that is looked through faster than it is hashed.
+const shortList = 64
+
+// distinct yields each layer of a list once.
+func distinct(layers []id.LayerKey) iter.Seq[id.LayerKey] {
+	return func(yield func(id.LayerKey) bool) {
+		var seen map[id.LayerKey]bool
+		if len(layers) > shortList {
+			seen = make(map[id.LayerKey]bool, len(layers))
+		}
+		for i, k := range layers {
+			switch {
+			case seen == nil && slices.Contains(layers[:i], k), seen[k]:
+				continue
+			case seen != nil:
+				seen[k] = true
+			}
+			if !yield(k) {
+				return
+			}
 		}
 	}
 }

@@ -217,6 +217,27 @@ func TestManyRecords(t *testing.T) {
 	}
 }
 
+// TestDistinct compares short lists with long ones.
+func TestDistinct(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{0, 1, shortList, shortList + 1, 1000} {
+		var list, want []id.LayerKey
+		for i := range n {
+			k := id.LayerKey(id.BlobOf([]byte{byte(i % 50)}))
+			if !slices.Contains(want, k) {
+				want = append(want, k)
+			}
+			list = append(list, k)
+		}
+		if got := slices.Collect(distinct(list)); !slices.Equal(got, want) {
+			t.Errorf("of %d: %d, want %d", n, len(got), len(want))
+		}
+		for range distinct(list) {
+			break
+		}
+	}
+}
+
 // FuzzCopies reads copies of records of any bytes, and writes what it made of
 // them.
 func FuzzCopies(f *testing.F) {

@@ -49,6 +49,7 @@ type engine struct {
 	events  events        // what happens, for whoever listens
 
 	transfers *pool.Pool[engineapi.Progress] // pulls and pushes, by name
+	intake    intake
 
 	calls sync.WaitGroup // mounts being made
 	wg    sync.WaitGroup // the goroutine of each mount
@@ -92,6 +93,7 @@ func openEngine(p Paths, cacheLimit int64, act *activity, log *slog.Logger) (*en
 		uppers:  map[string]usedUpper{},
 
 		transfers: pool.New(func(p engineapi.Progress) string { return p.ID }),
+		intake:    make(intake, maxIntake),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.tidy = time.AfterFunc(tidyAfter, debug.FreeOSMemory)

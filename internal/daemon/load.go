@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -46,7 +47,8 @@ type loading struct {
 
 	mu     sync.Mutex // guards the rest, and serialises report
 	report func(engineapi.Progress)
-	held   []id.LayerKey
+	held   []id.LayerKey // each once
+	holds  map[id.LayerKey]bool
 	early  map[string]*early // by the name of the file
 }
 
@@ -68,7 +70,12 @@ func (e *engine) Load(ctx context.Context, req engineapi.LoadRequest, body io.Re
 		return nil, err
 	}
 	defer e.endPull()
-	l := &loading{e: e, owner: pullOwner + newID(), report: report, early: map[string]*early{}}
+	leave, err := e.intake.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	l := &loading{e: e, owner: pullOwner + newID(), report: report, holds: map[id.LayerKey]bool{}, early: map[string]*early{}}
 	defer func() {
 		if _, err := e.layers.Release(l.owner); err != nil {
 			e.log.Error("load", "owner", l.owner, "err", err)
@@ -175,16 +182,30 @@ func (n *noting) Read(p []byte) (int, error) {
 	return k, err
 }
 
+// maxHeld is how many layers an archive may have: what one record says of it.
+const maxHeld = 30_000
+
 // hold keeps layers in the store until the load has ended.
 func (l *loading) hold(keys ...id.LayerKey) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, k := range keys {
-		if !slices.Contains(l.held, k) {
-			l.held = append(l.held, k)
-		}
+		l.noteLocked(k)
+	}
+	if len(l.held) > maxHeld {
+		return fault.New(fault.Invalid, "the archive has more than %d layers", maxHeld)
 	}
 	return l.e.layers.Retain(l.owner, l.held)
+}
+
+// noteLocked enters a layer that is to be held.
+//
+// Preconditions: l.mu is held.
+func (l *loading) noteLocked(k id.LayerKey) {
+	if !l.holds[k] {
+		l.holds[k] = true
+		l.held = append(l.held, k)
+	}
 }
 
 // errPassed ends the writing of a layer whose pass needs no more of it.
@@ -252,7 +273,7 @@ func (l *loading) known(f *fetch.ArchiveFile) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.held = append(l.held, key) // and retained with the others: see layer
+	l.noteLocked(key) // and retained with the others: see layer
 	l.early[f.Name] = &early{key: key}
 	return true
 }
@@ -312,7 +333,9 @@ func (l *loading) layers(ctx context.Context, a *fetch.Archive, list []*fetch.Ar
 	}
 	// One that is wrong does not end the others: a pass that is left at its end may
 	// store its layer after all, when nobody is there to release it.
+	// But it is the last that is begun.
 	var g errgroup.Group
+	var failed atomic.Bool
 	g.SetLimit(2 * loadsAside)
 	begun := map[layer]bool{}
 	keys := make([][]id.LayerKey, len(list))
@@ -320,12 +343,14 @@ func (l *loading) layers(ctx context.Context, a *fetch.Archive, list []*fetch.Ar
 		for i, at := range img.Layers {
 			name := layer{at.DiffID, img.Files[i]}
 			into := found[name]
-			if into == nil || begun[name] {
+			if into == nil || begun[name] || failed.Load() {
 				continue
 			}
 			begun[name] = true
 			g.Go(func() (err error) {
-				*into, err = l.layer(ctx, a, img, i)
+				if *into, err = l.layer(ctx, a, img, i); err != nil {
+					failed.Store(true)
+				}
 				return err
 			})
 		}
@@ -419,12 +444,22 @@ func (e *engine) putLoaded(list []*fetch.ArchiveImage, keys [][]id.LayerKey) (lo
 	for _, img := range list {
 		parents[img.Parent] = true
 	}
+	tags := map[string]id.ImageID{}
+	for _, img := range list {
+		for _, t := range img.Tags {
+			tags[t.String()] = ids[img.Name]
+		}
+	}
+	_, refused, err := e.images.TagAll(tags, true)
+	for _, why := range refused {
+		err = errors.Join(err, why)
+	}
+	if err != nil {
+		return nil, err
+	}
 	for _, img := range list {
 		i := ids[img.Name]
 		for _, t := range img.Tags {
-			if err := e.images.Tag(t.String(), i); err != nil {
-				return nil, err
-			}
 			loaded = append(loaded, engineapi.LoadedImage{Reference: t.Familiar(), ID: i})
 		}
 		if len(img.Tags) == 0 && !(img.Legacy() && parents[img.Name]) {
@@ -440,7 +475,10 @@ func (e *engine) putLoaded(list []*fetch.ArchiveImage, keys [][]id.LayerKey) (lo
 //
 // Preconditions: e.names is held.
 func (e *engine) putArchived(img *fetch.ArchiveImage, keys []id.LayerKey, parent id.ImageID) (i id.ImageID, isNew bool, err error) {
-	if img.ID != "" && keys == nil && len(img.Layers) > 0 { // it is here
+	if img.ID != "" && keys == nil && len(img.Layers) > 0 { // it was here
+		if !e.images.Has(img.ID) {
+			return "", false, fault.WithHint(fault.New(fault.Conflict, "image %s was removed while it was loaded", img.ID.Short()), "load the archive again")
+		}
 		if parent != "" {
 			err = e.images.SetParent(img.ID, parent)
 		}
