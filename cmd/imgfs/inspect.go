@@ -114,7 +114,8 @@ func inspectOne(c *cli.Context, client *engineapi.Client, name string) (any, err
 	return nil, missing
 }
 
-// inspectMount returns the mount of an ID, or the uppermost at a directory.
+// inspectMount returns the uppermost mount at a directory, or that of an ID or
+// the beginning of one.
 func inspectMount(c *cli.Context, client *engineapi.Client, name string) (found engineapi.Mount, err error) {
 	list, err := client.Mounts(c.Context)
 	if err != nil {
@@ -126,8 +127,15 @@ func inspectMount(c *cli.Context, client *engineapi.Client, name string) (found 
 	}
 	err = fault.New(fault.NotFound, "No such mount: %s", name)
 	for _, m := range list {
-		if m.Target == target || m.ID == name {
+		if m.Target == target {
 			found, err = m, nil
+		}
+	}
+	if err != nil {
+		if m, several := mountCalled(list, name); m != nil {
+			return *m, nil
+		} else if several != nil {
+			return found, several
 		}
 	}
 	return found, err

@@ -133,22 +133,36 @@ func unmountArg(c *cli.Context, client *engineapi.Client, known []engineapi.Moun
 		}
 		return fs.Unmount(target, c.Bool("lazy"))
 	}
-	if idForm.MatchString(arg) {
-		var found []engineapi.Mount
-		for _, m := range known {
-			if strings.HasPrefix(m.ID, arg) {
-				found = append(found, m)
-			}
+	if m, err := mountCalled(known, arg); m != nil || err != nil {
+		if err != nil {
+			return err
 		}
-		switch len(found) {
-		case 1:
-			return unmountRecorded(c, client, found[0])
-		case 0:
-		default:
-			return fault.WithHint(fault.New(fault.Conflict, "%s: several mounts have an ID like this", arg), "see imgfs mounts")
-		}
+		return unmountRecorded(c, client, *m)
 	}
 	return fault.WithHint(fault.New(fault.NotFound, "%s: not mounted by imgfs", arg), "see imgfs mounts")
+}
+
+// mountCalled returns the mount whose ID begins with arg, nil if there is none;
+// fault.Conflict, naming them, if there are several.
+func mountCalled(known []engineapi.Mount, arg string) (*engineapi.Mount, error) {
+	if !idForm.MatchString(arg) {
+		return nil, nil
+	}
+	var found []engineapi.Mount
+	var ids []string
+	for _, m := range known {
+		if strings.HasPrefix(m.ID, arg) {
+			found, ids = append(found, m), append(ids, m.ID)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, nil
+	case 1:
+		return &found[0], nil
+	}
+	return nil, fault.WithHint(fault.New(fault.Conflict, "ambiguous id prefix %q: matches %s (%d)", arg, strings.Join(ids, ", "), len(ids)),
+		"give more digits; see imgfs mounts")
 }
 
 // usedElsewhere is how long a mount that was not busy is waited for. A copy of
