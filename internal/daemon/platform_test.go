@@ -49,28 +49,43 @@ func (r *registry) pushIndex(t testing.TB, name string, architectures ...string)
 	return r.host() + "/" + name + ":latest", ids
 }
 
-// TestTwoPlatforms pulls one name for one platform after the other: tag and
-// digest go to the one that came last, as docker's do, also by a mount.
+// TestTwoPlatforms pulls one name for one platform after the other: the tag
+// goes to the one that came last; the digest of the index stays with the first,
+// and with a platform finds either. The other is known by its own manifest.
 func TestTwoPlatforms(t *testing.T) {
 	reg := newRegistry(t)
 	ref, ids := reg.pushIndex(t, "both", "amd64", "s390x")
 	d := runDaemon(t, Options{})
 	ctx := testContext(t)
-	for _, tt := range []struct {
-		platform string
-		want     id.ImageID
-	}{
-		{"linux/amd64", ids[0]}, {"linux/s390x", ids[1]}, {"linux/s390x", ids[1]}, {"linux/amd64", ids[0]},
-	} {
-		res, err := d.client.Pull(ctx, engineapi.PullRequest{Reference: ref, Platform: tt.platform}, nil)
-		if err != nil || res.ImageID != tt.want {
-			t.Fatalf("pull for %s: %v %v, want %v", tt.platform, res.ImageID, err, tt.want)
+	platforms := []string{"linux/amd64", "linux/s390x"}
+	var byIndex string
+	for i, tt := range []struct {
+		of       int
+		upToDate bool
+	}{{0, false}, {1, false}, {1, true}, {0, false}} {
+		res, err := d.client.Pull(ctx, engineapi.PullRequest{Reference: ref, Platform: platforms[tt.of]}, nil)
+		if err != nil || res.ImageID != ids[tt.of] || res.UpToDate != tt.upToDate {
+			t.Fatalf("pull %d: %+v (%v), want %v", i, res, err, ids[tt.of])
 		}
-		for _, name := range []string{ref, strings.TrimSuffix(ref, ":latest") + "@" + string(res.Digest)} {
-			if img, err := d.client.Inspect(ctx, name, engineapi.InspectOptions{}); err != nil || img.ID != tt.want {
-				t.Errorf("%s after a pull for %s: %v %v, want %v", name, tt.platform, img.ID, err, tt.want)
+		byIndex = strings.TrimSuffix(ref, ":latest") + "@" + string(res.Digest)
+		for name, want := range map[string]id.ImageID{ref: ids[tt.of], byIndex: ids[0]} {
+			if img, err := d.client.Inspect(ctx, name, engineapi.InspectOptions{}); err != nil || img.ID != want {
+				t.Errorf("%s after pull %d: %v %v, want %v", name, i, img.ID, err, want)
 			}
 		}
+	}
+	reg.Close() // from here on nothing is asked
+	for i, p := range platforms {
+		if img, err := d.client.Inspect(ctx, byIndex, engineapi.InspectOptions{Platform: p}); err != nil || img.ID != ids[i] {
+			t.Errorf("%s for %s: %v %v, want %v", byIndex, p, img.ID, err, ids[i])
+		}
+		if res, err := d.client.Pull(ctx, engineapi.PullRequest{Reference: byIndex, Platform: p}, nil); err != nil || res.ImageID != ids[i] || !res.UpToDate {
+			t.Errorf("pull of %s for %s: %+v (%v), want %v", byIndex, p, res, err, ids[i])
+		}
+	}
+	second, err := d.client.Inspect(ctx, string(ids[1]), engineapi.InspectOptions{})
+	if err != nil || len(second.RepoDigests) != 1 || second.RepoDigests[0] == byIndex {
+		t.Errorf("names of the second: %q, %q (%v), want one digest, its own", second.RepoTags, second.RepoDigests, err)
 	}
 }
 
