@@ -164,7 +164,15 @@ func makeManyImages(ctx context.Context, root string, n int) (err error) {
 	g, gctx = errgroup.WithContext(ctx)
 	g.SetLimit(16)
 	for i := range n {
-		g.Go(func() error { return putManyImage(gctx, layers, images, common, i) })
+		g.Go(func() error {
+			own, err := putManyImage(gctx, layers, images, common, i)
+			if err != nil {
+				return err
+			}
+			// Where the layer came from, as a pull leaves it: see internal/daemon/origin.go.
+			origin := fmt.Sprintf(`[{"name":"docker.io/team-%d/service-%d","size":%d,"mediaType":%q}]`, i%40, i%200, own.Size, layerType)
+			return metadb.Update(db, map[string][]byte{"daemon/origin/" + own.Blob.Hex(): []byte(origin)})
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -205,11 +213,13 @@ func putLayer(ctx context.Context, s *layerdb.Store, name string, files int) (im
 	return l, err
 }
 
-// putManyImage stores the image of one number.
-func putManyImage(ctx context.Context, layers *layerdb.Store, images *imagedb.Store, common []imagedb.Layer, i int) error {
-	own, err := putLayer(ctx, layers, fmt.Sprintf("image-%d", i), 4)
-	if err != nil {
-		return err
+// layerType is the media type of the layers.
+const layerType = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+// putManyImage stores the image of one number, and returns its own layer.
+func putManyImage(ctx context.Context, layers *layerdb.Store, images *imagedb.Store, common []imagedb.Layer, i int) (own imagedb.Layer, err error) {
+	if own, err = putLayer(ctx, layers, fmt.Sprintf("image-%d", i), 4); err != nil {
+		return own, err
 	}
 	var stack []imagedb.Layer
 	for k := range imageLayers - 1 {
@@ -230,7 +240,7 @@ func putManyImage(ctx context.Context, layers *layerdb.Store, images *imagedb.St
 		"rootfs": map[string]any{"type": "layers", "diff_ids": img.DiffIDs()},
 	}
 	if img.Config, err = json.Marshal(config); err != nil {
-		return err
+		return own, err
 	}
 	type descriptor struct {
 		MediaType string `json:"mediaType"`
@@ -244,23 +254,23 @@ func putManyImage(ctx context.Context, layers *layerdb.Store, images *imagedb.St
 		Layers        []descriptor `json:"layers"`
 	}{2, "application/vnd.oci.image.manifest.v1+json", descriptor{"application/vnd.oci.image.config.v1+json", string(id.ImageIDOf(img.Config)), int64(len(img.Config))}, nil}
 	for _, l := range img.Layers {
-		manifest.Layers = append(manifest.Layers, descriptor{"application/vnd.oci.image.layer.v1.tar+gzip", string(l.Blob), l.Size})
+		manifest.Layers = append(manifest.Layers, descriptor{layerType, string(l.Blob), l.Size})
 	}
 	if img.Manifest, err = json.Marshal(manifest); err != nil {
-		return err
+		return own, err
 	}
 	img.ManifestDigest = id.BlobOf(img.Manifest)
 	img.Digest = img.ManifestDigest
 	imageID, err := images.Create(img)
 	if err != nil {
-		return err
+		return own, err
 	}
 	if err := layers.Retain("image:"+string(imageID), id.Keys(img.DiffIDs())); err != nil {
-		return err
+		return own, err
 	}
 	_, _, err = images.TagAll(map[string]id.ImageID{
 		fmt.Sprintf("%s:v%d", name, i):         imageID,
 		fmt.Sprintf("%s@%s", name, img.Digest): imageID,
 	}, true)
-	return err
+	return own, err
 }
