@@ -15,6 +15,7 @@ import (
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
+	"github.com/imgfs/imgfs/internal/layertar"
 )
 
 // Damage is something that CheckLayer has found.
@@ -204,6 +205,16 @@ func (s *Store) checkIndex(info *LayerInfo) (contents, error) {
 			case unix.S_IFDIR:
 				dirs = append(dirs, e.NID)
 			case unix.S_IFREG:
+				if a.Size == 0 {
+					_, err := img.Xattr(e.NID, layertar.MarkLink)
+					if err == nil { // to a file of a layer below
+						return true
+					}
+					if !errors.Is(err, erofs.ErrNotExist) {
+						failed = err
+						return false
+					}
+				}
 				if a.Nlink > 1 && seen[e.NID] {
 					return true
 				}
