@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -198,24 +197,13 @@ func (o *origins) remember(to way, r engineapi.RegistryOptions) {
 
 // of returns the origins of a blob, none if there is no record, or a damaged one.
 func (o *origins) of(b id.Blob) ([]origin, error) {
-	var list []origin
-	err := o.db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get([]byte(originKey + b.Hex()))
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return item.Value(func(v []byte) error {
-			if json.Unmarshal(v, &list) != nil {
-				list = nil
-			}
-			return nil
-		})
-	})
+	v, err := metadb.Get(o.db, originKey+b.Hex())
 	if err != nil {
 		return nil, fmt.Errorf("origins: %w", err)
+	}
+	var list []origin
+	if json.Unmarshal(v, &list) != nil {
+		return nil, nil
 	}
 	return list, nil
 }

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -183,24 +182,13 @@ const maxPacked = 4
 
 // packedOf returns the blobs that were made of a layer.
 func packedOf(db *badger.DB, d id.DiffID) ([]id.Blob, error) {
-	var list []id.Blob
-	err := db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get([]byte(packedKey + d.Hex()))
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return item.Value(func(v []byte) error {
-			if json.Unmarshal(v, &list) != nil {
-				list = nil
-			}
-			return nil
-		})
-	})
+	v, err := metadb.Get(db, packedKey+d.Hex())
 	if err != nil {
 		return nil, fmt.Errorf("packed layers: %w", err)
+	}
+	var list []id.Blob
+	if json.Unmarshal(v, &list) != nil {
+		return nil, nil // there is none, or it is damaged
 	}
 	return list, nil
 }

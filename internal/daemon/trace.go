@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -129,24 +128,13 @@ func (r *recorder) end() trace {
 // loadTrace returns what was read first of a chain the last times, nil if
 // nothing is known.
 func loadTrace(db *badger.DB, c id.ChainKey) (trace, error) {
-	var t trace
-	err := db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get([]byte(traceKey + c.Hex()))
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return item.Value(func(v []byte) error {
-			if json.Unmarshal(v, &t) != nil {
-				t = nil // damaged: the next mount makes another
-			}
-			return nil
-		})
-	})
+	v, err := metadb.Get(db, traceKey+c.Hex())
 	if err != nil {
 		return nil, fmt.Errorf("trace: %w", err)
+	}
+	var t trace
+	if json.Unmarshal(v, &t) != nil {
+		return nil, nil // there is none, or it is damaged: the next mount makes another
 	}
 	return t, nil
 }

@@ -118,6 +118,21 @@ func Scan(db *badger.DB, prefix string, visit func(rest string, value []byte) er
 	})
 }
 
+// Get returns the value of a key, nil if there is none.
+func Get(db *badger.DB, key string) (value []byte, err error) {
+	err = db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get([]byte(key))
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return nil
+		}
+		if err == nil {
+			value, err = item.ValueCopy(nil)
+		}
+		return err
+	})
+	return value, err
+}
+
 // Update applies sets and deletes, of which there may be some thousand, in one
 // synced transaction. A nil value deletes its key; deleting an absent key is no
 // error. If the disk is full, ENOSPC is returned, unless it only deletes.
