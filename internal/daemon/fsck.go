@@ -434,7 +434,7 @@ func (c *checkup) whences(img *imagedb.Image) []whence {
 	names := c.e.images.References(img.ID)
 	for _, d := range []id.Blob{img.ManifestDigest, img.Digest} {
 		for _, n := range names {
-			add(repositoryOf(n), d, c.req.Registry)
+			add(imagedb.Repository(n), d, c.req.Registry)
 		}
 		for _, l := range img.Layers {
 			origins, err := c.e.origins.of(l.Blob)

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/imgfs/imgfs/fetch"
-	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
@@ -68,11 +67,9 @@ func (e *engine) History(_ context.Context, name, platform string) ([]engineapi.
 
 // tags returns the tags of an image as docker shows them; nil if it has none.
 func (e *engine) tags(imageID id.ImageID) []string {
-	var list []string
-	for _, n := range e.images.References(imageID) {
-		if !strings.Contains(n, "@") {
-			list = append(list, imagedb.Familiar(n))
-		}
+	list, _ := e.familiar(imageID)
+	if len(list) == 0 {
+		return nil
 	}
 	return list
 }
@@ -203,17 +200,7 @@ func countOnce(users map[id.LayerKey]int, keys []id.LayerKey) {
 
 // presence counts the bytes of an image's layers that are here, and those that
 // are not yet.
-func (e *engine) presence(img *imagedb.Image) (cached, lazy int64) { return e.present(e.keysOf(img)) }
-
-// present is presence for layers.
-func (e *engine) present(keys []id.LayerKey) (cached, lazy int64) {
-	for i, k := range keys {
-		if slices.Contains(keys[:i], k) {
-			continue
-		}
-		present, size := e.layers.Presence(k)
-		cached += present
-		lazy += size - present
-	}
-	return cached, lazy
+func (e *engine) presence(keys []id.LayerKey) (cached, lazy int64) {
+	f := e.layers.FiguresOf(keys, true)
+	return f.Present, f.Data - f.Present
 }

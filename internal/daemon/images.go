@@ -119,7 +119,7 @@ func (e *engine) manifests(imageID id.ImageID, mounts []string) (*engineapi.Desc
 		target = &t
 	}
 	d.Platform = &platform
-	cached, lazy := e.presence(&img)
+	cached, lazy := e.presence(e.keysOf(&img))
 	s := engineapi.ManifestSummary{
 		ID: d.Digest, Descriptor: d, Kind: "image",
 		Available: e.hasAll(e.keysOf(&img)),
@@ -146,7 +146,7 @@ func (e *engine) Inspect(_ context.Context, name string, o engineapi.InspectOpti
 	if len(c.Config) == 0 {
 		c.Config = json.RawMessage("{}")
 	}
-	cached, lazy := e.presence(&img)
+	cached, lazy := e.presence(e.keysOf(&img))
 	i := engineapi.ImageInspect{
 		ID: img.ID, Parent: string(img.Parent), Comment: c.Comment,
 		DockerVersion: c.DockerVersion, Author: c.Author, Config: c.Config,

@@ -92,7 +92,7 @@ func (e *engine) wire(m *mount) engineapi.Mount {
 	if r := m.tree.reads; r != nil {
 		w.Stats.Waits, w.Stats.Waited, w.Stats.FetchedBytes = r.waits.Load(), time.Duration(r.waited.Load()), r.fetched.Load()
 	}
-	w.Stats.CachedBytes, w.Stats.LazyBytes = e.present(m.rec.Layers)
+	w.Stats.CachedBytes, w.Stats.LazyBytes = e.presence(m.rec.Layers)
 	return w
 }
 

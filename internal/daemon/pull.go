@@ -80,7 +80,7 @@ func (e *engine) pull(ctx context.Context, ref fetch.Reference, req engineapi.Pu
 	return pool.Do(ctx, e.transfers, call, func(ctx context.Context, report func(engineapi.Progress)) (engineapi.PullResult, error) {
 		res, err := e.pullNow(ctx, ref, req, whole, report)
 		if err == nil {
-			e.event("image", "pull", ref.Familiar(), "name", ref.FamiliarName())
+			e.event(imageEvents, "pull", ref.Familiar(), "name", ref.FamiliarName())
 		}
 		return res, err
 	}, report, joined)

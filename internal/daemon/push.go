@@ -97,7 +97,8 @@ func (e *engine) push(ctx context.Context, req engineapi.PushRequest, report fun
 // errAllTags has the text of docker's CLI.
 var errAllTags = fault.New(fault.Invalid, "tag can't be used with --all-tags/-a")
 
-// tagged reports whether a name was typed with a tag or a digest.
+// tagged reports whether a name was typed with a tag or a digest: before the
+// last slash a colon begins a port.
 func tagged(name string) bool {
 	return strings.ContainsAny(name[strings.LastIndexByte(name, '/')+1:], ":@")
 }
@@ -178,7 +179,7 @@ func (e *engine) pushTag(ctx context.Context, at fetch.Reference, req engineapi.
 	if err := e.notePushed(p); err != nil {
 		return res, err
 	}
-	e.event("image", "push", at.Familiar(), "name", at.FamiliarName())
+	e.event(imageEvents, "push", at.Familiar(), "name", at.FamiliarName())
 	e.log.Info("pushed", "reference", at.String(), "image", img.ID, "digest", id.BlobOf(p.manifest))
 	return engineapi.PushedTag{Tag: at.Tag(), Digest: id.BlobOf(p.manifest), Size: int64(len(p.manifest))}, nil
 }
@@ -195,7 +196,7 @@ func (e *engine) pushConverted(ctx context.Context, at fetch.Reference, req engi
 	if err := c.run(ctx); err != nil {
 		return engineapi.PushedTag{}, err
 	}
-	e.event("image", "push", at.Familiar(), "name", at.FamiliarName())
+	e.event(imageEvents, "push", at.Familiar(), "name", at.FamiliarName())
 	return engineapi.PushedTag{Tag: at.Tag(), Digest: c.res.Digest, Size: c.size}, nil
 }
 

@@ -60,7 +60,7 @@ func (e *engine) ImportRefs(_ context.Context, r engineapi.Repositories, force b
 	for _, name := range tagged {
 		familiar := imagedb.Familiar(name)
 		rep.Added = append(rep.Added, familiar)
-		e.event("image", "tag", string(want[name]), "name", familiar)
+		e.event(imageEvents, "tag", string(want[name]), "name", familiar)
 	}
 	slices.SortFunc(rep.Skipped, func(a, b engineapi.SkippedName) int { return strings.Compare(a.Name, b.Name) })
 	return rep, err

@@ -184,7 +184,7 @@ func (r *removal) conflict(img *imagedb.Image, named bool) error {
 func oneRepository(names []string) bool {
 	tags := 0
 	for _, n := range names {
-		if repositoryOf(n) != repositoryOf(names[0]) {
+		if imagedb.Repository(n) != imagedb.Repository(names[0]) {
 			return false
 		}
 		if !strings.Contains(n, "@") {

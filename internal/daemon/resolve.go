@@ -87,14 +87,6 @@ func (e *engine) sibling(img *imagedb.Image, ref fetch.Reference, want fetch.Pla
 	return imagedb.Image{}, false
 }
 
-// repositoryOf returns a full name without its tag or digest.
-func repositoryOf(name string) string {
-	if repo, _, ok := strings.Cut(name, "@"); ok {
-		return repo
-	}
-	return name[:strings.LastIndexByte(name, ':')]
-}
-
 // noNames is the error for an image in files where a stored one is meant.
 func noNames(name string) error {
 	return fault.WithHint(fault.New(fault.NotFound, "No such image: %s", name),

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/imgfs/imgfs/fetch"
@@ -115,7 +114,7 @@ func (e *engine) Save(ctx context.Context, req engineapi.SaveRequest, w io.Write
 // all tags of a repository.
 func (s *saving) choose(name string, want fetch.Platform) error {
 	found := 0
-	if ref, err := fetch.ParseReference(name); err == nil && !ref.Local() && !strings.ContainsAny(lastComponent(name), ":@") {
+	if ref, err := fetch.ParseReference(name); err == nil && !ref.Local() && !tagged(name) {
 		all := s.e.images.Names()
 		for _, n := range slices.Sorted(maps.Keys(all)) {
 			if tag, err := fetch.ParseReference(n); err == nil && tag.Name() == ref.Name() && tag.Tag() != "" {
@@ -135,10 +134,6 @@ func (s *saving) choose(name string, want fetch.Platform) error {
 	}
 	return s.add(img.ID, ref, want)
 }
-
-// lastComponent returns what follows the last slash: where a colon begins a
-// tag and not a port.
-func lastComponent(name string) string { return name[strings.LastIndexByte(name, '/')+1:] }
 
 // add adds an image, and its name if that is a tag.
 func (s *saving) add(i id.ImageID, ref fetch.Reference, want fetch.Platform) error {
