@@ -54,7 +54,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 }
 
 func (m metrics) store(s metricSet) {
-	s.gauge("images", "Images in the store.", float64(len(m.e.images.List())))
+	s.gauge("images", "Images in the store.", float64(m.e.images.Len()))
 	known := m.e.layers.Known()
 	var here, size int64
 	for _, l := range known {
@@ -87,7 +87,7 @@ func (m metrics) mounts(s metricSet) {
 			s.gauge("mounts", "Live mounts.", float64(live[[2]string{driver, mode}]), "driver", driver, "mode", mode)
 		}
 	}
-	s.gauge("transfers", "Images being pulled now.", float64(pulls))
+	s.gauge("transfers", "Pulls, pushes, loads and other work on images that goes on now.", float64(pulls))
 	s.gauge("problems", "What could not be restored or served since the start.", float64(problems))
 	f := total.fuse
 	for _, op := range []struct {

@@ -74,7 +74,7 @@ func (s *supervisor) status() string {
 	s.e.mu.Lock()
 	mounts := len(s.e.mounts)
 	s.e.mu.Unlock()
-	return "STATUS=" + count(mounts, "mount") + ", " + count(len(s.e.images.List()), "image")
+	return "STATUS=" + count(mounts, "mount") + ", " + count(s.e.images.Len(), "image")
 }
 
 func (s *supervisor) reload() {
