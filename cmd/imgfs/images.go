@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,11 +122,14 @@ func listImages(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	digests := c.Bool("digests") || asksDigest(format)
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // all of a long list is needed to the end
 	table := format == "" || format == "table"
 	list, err := client.Images(c.Context, filters, engineapi.ListOptions{
 		All:        c.Bool("all"),
 		Manifests:  c.Bool("tree"),
-		Brief:      true, // no row has them
+		Brief:      true, // no row has labels
+		Digests:    digests || c.Bool("tree"),
 		Cached:     table && !quiet || format == "json" || strings.Contains(format, ".Cached") || strings.Contains(format, ".Lazy"),
 		SharedSize: strings.Contains(format, ".SharedSize") || strings.Contains(format, ".UniqueSize") || strings.Contains(format, ".Containers"),
 	})
@@ -151,7 +155,6 @@ func listImages(c *cli.Context) error {
 	if c.Bool("digests") {
 		standard = imageTableDigest
 	}
-	digests := c.Bool("digests") || asksDigest(format)
 	dates := format == "json" || strings.Contains(format, ".CreatedAt")
 	rows := make([]imageRow, 0, len(list))
 	for _, i := range list {

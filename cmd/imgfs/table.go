@@ -48,6 +48,7 @@ const (
 func printCells[T any](w io.Writer, cellsOf func(*T, []string) []string, head T, rows []T) error {
 	cells := cellsOf(&head, nil)
 	n := len(cells)
+	cells = slices.Grow(cells, n*len(rows))
 	for i := range rows {
 		cells = cellsOf(&rows[i], cells)
 	}

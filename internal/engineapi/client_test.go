@@ -94,10 +94,10 @@ func TestClient(t *testing.T) {
 	}{
 		{"images", func() (any, error) {
 			return c.Images(ctx, map[string][]string{"label": {"k=<v>"}}, ListOptions{All: true, SharedSize: true, Manifests: true, Cached: true})
-		}, "{true true true true false}", "Size:{Content:4 Total:7}"},
+		}, "{true true true true false false}", "Size:{Content:4 Total:7}"},
 		{"dangling", func() (any, error) {
 			return c.Images(ctx, map[string][]string{"dangling": {"true"}}, ListOptions{All: true})
-		}, "{false false false false false}", "RepoTags:[]"},
+		}, "{false false false false false false}", "RepoTags:[]"},
 		{"inspect", func() (any, error) { return c.Inspect(ctx, "a/../b?c#d:1", InspectOptions{Platform: "linux/arm64/v8"}) },
 			"a/../b?c#d:1 {linux/arm64/v8 false}", "Architecture:linux/arm64/v8"},
 		{"manifests", func() (any, error) { return c.Inspect(ctx, "x", InspectOptions{Manifests: true}) }, "x { true}", "Kind:unknown"},

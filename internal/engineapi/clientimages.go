@@ -19,7 +19,7 @@ func (c *Client) Images(ctx context.Context, filters map[string][]string, o List
 	if err := setFilters(q, filters); err != nil {
 		return nil, err
 	}
-	setFlags(q, map[string]bool{"all": o.All, "shared-size": o.SharedSize, "manifests": o.Manifests, "cached": o.Cached, "brief": o.Brief})
+	setFlags(q, map[string]bool{"all": o.All, "shared-size": o.SharedSize, "manifests": o.Manifests, "cached": o.Cached, "brief": o.Brief, "digests": o.Digests})
 	res, err := c.do(ctx, http.MethodGet, "/images/json", q, nil, nil)
 	if err != nil {
 		return nil, err

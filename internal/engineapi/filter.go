@@ -133,28 +133,27 @@ func (f filters) selection(created func(name string) (int64, error)) (*selection
 // apply returns the images of list that s keeps, newest first. Of an image kept
 // by reference only the names that matched are left.
 func (s *selection) apply(list []ImageSummary) []ImageSummary {
-	out := make([]ImageSummary, 0, len(list))
-	for _, img := range list {
-		if !s.keeps(&img) {
+	var order []*ImageSummary // they are large to be moved often
+	for i := range list {
+		img := &list[i]
+		if !s.keeps(img) {
 			continue
 		}
 		if len(s.references) > 0 {
+			some := *img
+			img = &some
 			img.RepoTags = matching(img.RepoTags, s.references)
 			img.RepoDigests = matching(img.RepoDigests, s.references)
 			if len(img.RepoTags)+len(img.RepoDigests) == 0 {
 				continue
 			}
 		}
-		out = append(out, img)
-	}
-	order := make([]*ImageSummary, len(out)) // they are large to be moved often
-	for i := range out {
-		order[i] = &out[i]
+		order = append(order, img)
 	}
 	slices.SortFunc(order, func(a, b *ImageSummary) int {
 		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
 	})
-	sorted := make([]ImageSummary, len(out))
+	sorted := make([]ImageSummary, len(order))
 	for i := range order {
 		sorted[i] = *order[i]
 	}

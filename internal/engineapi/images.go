@@ -52,9 +52,7 @@ func (s *server) listImages(w http.ResponseWriter, r *http.Request) error {
 	}
 	list = sel.apply(list)
 	if boolParam(r, "brief") {
-		for i := range list {
-			list[i].Labels = nil
-		}
+		shorten(list, boolParam(r, "digests"))
 	}
 	return replyImages(w, asListed(r, list))
 }

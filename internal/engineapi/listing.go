@@ -38,6 +38,21 @@ func replyImages(w http.ResponseWriter, list []ImageSummary) error {
 	return nil
 }
 
+// shorten leaves out labels and, unless they are wanted, digests of repositories
+// that a tag names as well.
+func shorten(list []ImageSummary, digests bool) {
+	for i := range list {
+		img := &list[i]
+		img.Labels = nil
+		if digests {
+			continue
+		}
+		img.RepoDigests = slices.DeleteFunc(slices.Clone(img.RepoDigests), func(d string) bool {
+			return slices.ContainsFunc(img.RepoTags, func(t string) bool { return withoutTag(t) == withoutTag(d) })
+		})
+	}
+}
+
 // appendImage appends what package encoding/json would, without escapes for HTML.
 func appendImage(b []byte, i *ImageSummary) []byte {
 	b = appendText(append(b, `{"Id":`...), string(i.ID))
@@ -132,16 +147,17 @@ func appendAny(b []byte, v any) []byte {
 // readList reads the reply of GET /images/json: what a server of ours writes by
 // hand, anything else by package encoding/json.
 func readList(r io.Reader) ([]ImageSummary, error) {
-	b, err := io.ReadAll(r)
-	if err != nil {
+	var text strings.Builder
+	text.Grow(256 << 10)
+	if _, err := io.Copy(&text, r); err != nil {
 		return nil, err
 	}
-	p := &listing{rest: string(b)} // the strings of all images are parts of it
+	p := &listing{rest: text.String()} // the strings of all images are parts of it
 	if list := p.images(); !p.bad && strings.TrimSpace(p.rest) == "" {
 		return list, nil
 	}
 	var list []ImageSummary
-	return list, json.Unmarshal(b, &list)
+	return list, json.Unmarshal([]byte(text.String()), &list)
 }
 
 // listing is JSON in the form that package encoding/json writes: without

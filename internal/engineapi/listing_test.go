@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -101,6 +102,25 @@ func TestReplyImages(t *testing.T) {
 		replyImages(w, list)
 		if got, err := readList(w.Body); err != nil || !reflect.DeepEqual(got, list) {
 			t.Errorf("%d images: read %d (%v)", n, len(got), err)
+		}
+	}
+}
+
+func TestShorten(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		tags, digests, want []string
+	}{
+		{[]string{"a:1"}, []string{"a@sha256:1", "b@sha256:1"}, []string{"b@sha256:1"}},
+		{[]string{"host:5000/a:1"}, []string{"host:5000/a@sha256:1"}, []string{}},
+		{nil, []string{"a@sha256:1"}, []string{"a@sha256:1"}},
+	} {
+		list := []ImageSummary{{RepoTags: tt.tags, RepoDigests: tt.digests, Labels: map[string]string{"a": "b"}}}
+		if shorten(list, true); len(list[0].RepoDigests) != len(tt.digests) || list[0].Labels != nil {
+			t.Errorf("with digests: %v", list)
+		}
+		if shorten(list, false); !slices.Equal(list[0].RepoDigests, tt.want) {
+			t.Errorf("%v, want %q", list, tt.want)
 		}
 	}
 }

@@ -35,7 +35,8 @@ type ListOptions struct {
 	SharedSize bool // compute SharedSize and Containers
 	Manifests  bool // with Descriptor and Manifests
 	Cached     bool // with Cached and Lazy
-	Brief      bool // without Labels, which are most of a long list
+	Brief      bool // without Labels, which are most of a long list,
+	Digests    bool // but, if it is brief, with the digests of repositories that have a tag
 }
 
 // InspectOptions say what of an image is shown.
