@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -240,7 +241,10 @@ func TestRoutes(t *testing.T) {
 }
 
 func TestFilters(t *testing.T) {
-	c := serve(t, &engine{images: testImages})
+	images := slices.Clone(testImages)
+	here, lazy := int64(0), int64(1)
+	images[0].Lazy, images[1].Lazy, images[1].Containers = &here, &lazy, 1
+	c := serve(t, &engine{images: images})
 	for _, tt := range []struct {
 		filters map[string][]string
 		want    string // IDs, newest first, or the error
@@ -264,6 +268,15 @@ func TestFilters(t *testing.T) {
 		{map[string][]string{"until": {"1970-01-01T00:00:25Z"}}, "c a"},
 		{map[string][]string{"until": {"monday"}}, "failed to parse value as time or duration: \"monday\""},
 		{map[string][]string{"label": {"k"}, "reference": {"busybox"}}, "c"},
+		{map[string][]string{"label!": {"k"}}, "b"},
+		{map[string][]string{"label!": {"k=v"}}, "b c"},
+		{map[string][]string{"mounted": {"true"}}, "b"},
+		{map[string][]string{"mounted": {"false"}}, "c a"},
+		{map[string][]string{"mounted": {"x"}}, "invalid filter 'mounted=x'"},
+		{map[string][]string{"cached": {"true"}}, "a"},
+		{map[string][]string{"cached": {"0"}}, "b c"},
+		{map[string][]string{"cached": {"x"}}, "invalid filter 'cached=x'"},
+		{map[string][]string{"x": {"y"}}, "invalid filter 'x'"},
 	} {
 		list, err := c.Images(context.Background(), tt.filters, ListOptions{})
 		var got []string
