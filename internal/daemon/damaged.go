@@ -41,6 +41,17 @@ func (e *engine) openDB() (err error) {
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 		e.lostDB = true // unless the store is new too
 	}
+	if rest := metadb.Unfinished(path); dirAt(rest) { // what it was made of is lost, or in there
+		to, err := asideOf(path)
+		if err == nil {
+			err = os.Rename(rest, to)
+		}
+		if err != nil {
+			return err
+		}
+		e.lostDB = true
+		e.problem("a recovery of the database was cut off: what was left of it is in %s", filepath.Base(to))
+	}
 	e.db, err = metadb.Open(path)
 	if !errors.Is(err, metadb.ErrUnusable) {
 		return err
@@ -56,6 +67,11 @@ func (e *engine) openDB() (err error) {
 	e.lostDB = true
 	e.problem("the database was damaged, and put aside as %s; what could be read of it is in use: %v", filepath.Base(to), why)
 	return nil
+}
+
+func dirAt(path string) bool {
+	st, err := os.Lstat(path)
+	return err == nil && st.IsDir()
 }
 
 // findImages makes images known again that a database had which is lost, or of

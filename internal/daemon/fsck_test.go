@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -283,6 +284,11 @@ func TestLostDatabase(t *testing.T) {
 			for _, f := range tables {
 				w.write(strings.Repeat("garbage!", 1000), f)
 			}
+		}, false},
+		{"its recovery was cut off", func(w *ward) { w.must(os.Mkdir(filepath.Join(w.Root, "db.recover"), 0o700)) }, true},
+		{"it was made of nothing, and that not to the end", func(w *ward) {
+			db := filepath.Join(w.Root, "db")
+			w.must(errors.Join(os.Rename(db, db+".recover"), os.Mkdir(db, 0o700)))
 		}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

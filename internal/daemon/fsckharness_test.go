@@ -232,6 +232,13 @@ func (w *ward) remove(path ...string) {
 	}
 }
 
+func (w *ward) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 func (w *ward) write(text string, path ...string) {
 	w.t.Helper()
 	file := filepath.Join(path...)

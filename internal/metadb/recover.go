@@ -19,20 +19,55 @@ import (
 // Recover makes a database in dir of what can be read of the one that is there,
 // which Open found to be damaged, and which it leaves beside it as aside. What
 // was written last may be missing, and what was deleted last be there again. If
-// it fails everything is as it was.
+// it fails everything is as it was. A process that is killed meanwhile leaves
+// one of the two in Unfinished(dir), and the other in dir.
 func Recover(dir, aside string) (*badger.DB, error) {
-	if err := readable(dir); err != nil {
+	if err := recoverTo(dir, aside); err != nil {
 		return nil, fmt.Errorf("metadata database: %w", err)
 	}
-	if err := os.Rename(dir, aside); err != nil {
-		return nil, fmt.Errorf("metadata database: %w", err)
-	}
-	db, err := remake(dir, aside)
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir), os.Rename(aside, dir))
-	}
-	return db, nil
+	return Open(dir)
 }
+
+func recoverTo(dir, aside string) error {
+	if err := readable(dir); err != nil {
+		return err
+	}
+	made := Unfinished(dir)
+	if err := os.RemoveAll(made); err != nil {
+		return err
+	}
+	db, err := remake(made, dir)
+	if err == nil {
+		err = Close(db)
+	}
+	if err == nil {
+		err = exchange(made, dir)
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(made))
+	}
+	return os.Rename(made, aside)
+}
+
+// exchange has two directories change places: at once, where that can be done.
+func exchange(a, b string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	tmp := a + ".x"
+	if err := os.Rename(b, tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(a, b); err != nil {
+		return errors.Join(err, os.Rename(tmp, b))
+	}
+	return os.Rename(tmp, a)
+}
+
+// Unfinished returns where a database lies that Recover did not come to an end
+// with.
+func Unfinished(dir string) string { return dir + ".recover" }
 
 // readable returns why files of a database cannot be read: then it is not known
 // to be damaged.

@@ -116,6 +116,9 @@ func TestRecover(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
+				if _, err := os.Lstat(Unfinished(dir)); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("something is left over: %v", err)
+				}
 				n, back := 0, 0
 				err = Scan(db, "p/", func(rest string, v []byte) error {
 					n++
