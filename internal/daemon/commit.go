@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/imagedb"
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/fault"
@@ -22,7 +21,7 @@ import (
 // and no layer, as with docker.
 func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engineapi.CommitResult, error) {
 	var res engineapi.CommitResult
-	name, err := commitName(req.Reference)
+	name, err := newName(req.Reference)
 	if err != nil {
 		return res, err
 	}
@@ -65,23 +64,19 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 	if err != nil {
 		return res, err
 	}
-	owner := pullOwner + newID()
 	keys := made.keys(s.image.layers)
-	if err := e.layers.Retain(owner, keys); err != nil {
+	free, err := e.holdLayers("commit", keys)
+	if err != nil {
 		return res, err
 	}
-	defer func() {
-		if _, err := e.layers.Release(owner); err != nil {
-			e.log.Error("commit", "owner", owner, "err", err)
-		}
-	}()
+	defer free()
 	if made.layer != nil {
 		if _, _, err := e.layers.Ensure(ctx, p.Spec(), nil); err != nil {
 			return res, err
 		}
 	}
 	res.Digest = img.ManifestDigest
-	if res.ID, err = e.putCommitted(img, keys, made.layer, name); err != nil {
+	if res.ID, err = e.putMade(img, keys, made.layer, name); err != nil {
 		return res, err
 	}
 	if img, err := e.images.Peek(res.ID); err == nil { // else it is gone already
@@ -112,31 +107,21 @@ func (e *engine) checkBase(img *imagedb.Image, layers []id.LayerKey) error {
 // emptyLayer is the tar of nothing: 1024 zeros.
 const emptyLayer id.DiffID = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
 
-// commitName returns the full name that a committed image gets, "" for none.
-func commitName(name string) (string, error) {
+// newName returns the full name that an image gets that is made here, "" for
+// none.
+func newName(name string) (string, error) {
 	if name == "" {
 		return "", nil
 	}
-	ref, err := fetch.ParseReference(name)
-	switch {
-	case err != nil:
-		return "", err
-	case ref.Local():
-		return "", fault.New(fault.Invalid, "an image cannot be called %s", name)
-	case ref.Digest() != "":
-		return "", fault.New(fault.Invalid, "refusing to create a tag with a digest reference")
-	}
-	return ref.String(), nil
+	ref, err := parseTag(name)
+	return ref.String(), err
 }
 
-// putCommitted records a committed image whose layers are all there, and keeps
-// the blob of its layer, nil if it has none of its own.
-func (e *engine) putCommitted(img imagedb.Image, keys []id.LayerKey, p *layerdb.Packed, name string) (id.ImageID, error) {
+// putMade records an image that was made here, whose layers are all there, and
+// keeps the blob of its layer, nil if it has none of its own.
+func (e *engine) putMade(img imagedb.Image, keys []id.LayerKey, p *layerdb.Packed, name string) (id.ImageID, error) {
 	e.names.Lock()
 	defer e.names.Unlock()
-	if err := e.layers.Retain(imageOwner+string(id.ImageIDOf(img.Config)), keys); err != nil {
-		return "", err
-	}
 	if p != nil {
 		if err := e.images.Keep(p.Path(), p.Blob); err != nil {
 			return "", err
@@ -145,7 +130,7 @@ func (e *engine) putCommitted(img imagedb.Image, keys []id.LayerKey, p *layerdb.
 	if !e.images.Has(img.Parent) {
 		img.Parent = "" // it was removed meanwhile
 	}
-	imageID, err := e.images.Create(img)
+	imageID, err := e.create(img, keys)
 	if err != nil {
 		return "", err
 	}
@@ -158,7 +143,7 @@ func (e *engine) putCommitted(img imagedb.Image, keys []id.LayerKey, p *layerdb.
 		}
 		e.imageEvent("tag", &img, "name", imagedb.Familiar(name))
 	}
-	e.log.Info("committed", "reference", name, "image", imageID, "digest", img.ManifestDigest)
+	e.log.Info("made", "reference", name, "image", imageID, "digest", img.ManifestDigest)
 	return imageID, nil
 }
 

@@ -82,7 +82,7 @@ func (e *engine) conversion(ctx context.Context, req engineapi.ConvertImageReque
 	if c.img, err = e.wholeImage(ctx, req.Image, req.Platform, req.Registry, report); err != nil {
 		return nil, nil, err
 	}
-	if end, err = e.holdLayers("convert", &c.img); err != nil {
+	if end, err = e.holdLayers("convert", e.keysOf(&c.img)); err != nil {
 		return nil, nil, err
 	}
 	c.keys = e.keysOf(&c.img)
@@ -134,19 +134,6 @@ func (e *engine) wholeImage(ctx context.Context, name, platform string, r engine
 		return img, err
 	}
 	return e.images.Get(res.ImageID)
-}
-
-// holdLayers keeps an image's layers in the store until free is called.
-func (e *engine) holdLayers(what string, img *imagedb.Image) (free func(), err error) {
-	owner := pullOwner + newID()
-	if err := e.layers.Retain(owner, e.keysOf(img)); err != nil {
-		return nil, err
-	}
-	return func() {
-		if _, err := e.layers.Release(owner); err != nil {
-			e.log.Error(what, "owner", owner, "err", err)
-		}
-	}, nil
 }
 
 func (c *conversion) run(ctx context.Context) error {

@@ -157,62 +157,6 @@ func (c *checkup) findOrigin(b id.Blob) error {
 	return nil
 }
 
-// unheld returns the images that do not hold their layers.
-func (e *engine) unheld() []imagedb.Image {
-	var list []imagedb.Image
-	e.images.Each(func(img *imagedb.Image) {
-		if len(img.Layers) > 0 && len(e.layers.Held(imageOwner+string(img.ID))) != len(img.Layers) {
-			list = append(list, *img)
-		}
-	})
-	return list
-}
-
-// mendOwners has images hold their layers again whose records of that were lost,
-// before a collection takes these for nobody's.
-//
-// Preconditions: no request is served yet.
-func (e *engine) mendOwners() {
-	for _, img := range e.unheld() {
-		if err := e.holdImage(&img); err != nil {
-			e.problem("nothing keeps the layers of image %s: %v", img.ID.Short(), err)
-		}
-	}
-}
-
-// holdImage has an image hold the layers that are, as far as can be known, its
-// own.
-func (e *engine) holdImage(img *imagedb.Image) error {
-	keys := make([]id.LayerKey, len(img.Layers))
-	var claims map[id.DiffID][]layerdb.LayerInfo // of those that are not proven
-	for i, l := range img.Layers {
-		key, ok := e.layers.Proven(l.DiffID)
-		if !ok {
-			key = l.DiffID.Key()
-			if claims == nil {
-				claims = map[id.DiffID][]layerdb.LayerInfo{}
-				for _, have := range e.layers.Known() {
-					if have.Damage == "" {
-						claims[have.DiffID] = append(claims[have.DiffID], have)
-					}
-				}
-			}
-			for _, have := range claims[l.DiffID] {
-				if have.Blob == l.Blob {
-					key = have.Key
-				}
-			}
-		}
-		keys[i] = key
-	}
-	e.names.Lock()
-	defer e.names.Unlock()
-	if !e.images.Has(img.ID) {
-		return nil // removed meanwhile
-	}
-	return e.layers.Retain(imageOwner+string(img.ID), keys)
-}
-
 // checkImages checks configs, manifests and records.
 func (c *checkup) checkImages(ctx context.Context) error {
 	list := c.e.images.List()
@@ -494,10 +438,7 @@ func (c *checkup) refetchFrom(ctx context.Context, img *imagedb.Image, w whence)
 		return err
 	}
 	owner := pullOwner + newID()
-	defer func() {
-		_, err := e.layers.Release(owner)
-		e.logError("fsck", err)
-	}()
+	defer e.release("fsck", owner)
 	keys, err := a.layers(ctx, owner)
 	if err != nil {
 		return err
@@ -517,27 +458,6 @@ func (c *checkup) refetchFrom(ctx context.Context, img *imagedb.Image, w whence)
 		return nil // removed meanwhile
 	}
 	return e.storeImage(a.img, keys)
-}
-
-// storeImage records an image, and has it hold its layers, which are all there.
-//
-// Preconditions: e.names is held.
-func (e *engine) storeImage(img *fetch.Image, keys []id.LayerKey) error {
-	if n := len(keys); n > manyLayers {
-		e.log.Warn("the image has very many layers: docker takes 127", "image", img.ID, "layers", n)
-	}
-	if err := e.layers.Retain(imageOwner+string(img.ID), keys); err != nil {
-		return err
-	}
-	rec := imagedb.Image{
-		ID: img.ID, Config: img.Config, Manifest: img.Manifest,
-		ManifestDigest: img.ManifestDigest, Digest: img.Digest, Platform: img.Platform.String(),
-	}
-	for _, l := range img.Layers {
-		rec.Layers = append(rec.Layers, imagedb.Layer{DiffID: l.DiffID, Blob: l.Blob, Size: l.Size})
-	}
-	_, err := e.images.Create(rec)
-	return err
 }
 
 // checkChains checks the merged trees.

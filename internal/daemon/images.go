@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -222,20 +221,6 @@ func (e *engine) mountIDs() map[id.ImageID][]string {
 	return ids
 }
 
-// staleOwners returns the owners of layers that a kill has left: its pulls,
-// and images and uppers that are no more.
-//
-// Preconditions: nothing is pulled yet.
-func (e *engine) staleOwners() []string {
-	stale := append(e.layers.Owners(pullOwner), e.staleUppers()...)
-	for _, o := range e.layers.Owners(imageOwner) {
-		if !e.images.Has(id.ImageID(strings.TrimPrefix(o, imageOwner))) {
-			stale = append(stale, o)
-		}
-	}
-	return stale
-}
-
 // sweepRecords forgets where blobs are to be had from of which nothing is left,
 // and what was read of chains that nobody holds.
 //
@@ -253,14 +238,4 @@ func (e *engine) sweepRecords() error {
 		return err
 	}
 	return errors.Join(e.origins.sweep(blobs), sweepTraces(e.db, e.layers.HeldStacks))
-}
-
-// dropOwners ends what owners hold.
-func (e *engine) dropOwners(owners []string) error {
-	for _, o := range owners {
-		if _, err := e.layers.Release(o); err != nil {
-			return fmt.Errorf("owner %s: %w", o, err)
-		}
-	}
-	return nil
 }

@@ -23,7 +23,7 @@ import (
 
 // Import implements engineapi.Archives.
 func (e *engine) Import(ctx context.Context, req engineapi.ImportRequest, body io.Reader, report func(engineapi.Progress)) (id.ImageID, error) {
-	name, err := commitName(req.Reference)
+	name, err := newName(req.Reference)
 	if err != nil {
 		return "", err
 	}
@@ -58,9 +58,8 @@ func (e *engine) Import(ctx context.Context, req engineapi.ImportRequest, body i
 		return "", err
 	}
 	defer func() {
-		if _, err := layer.Release(); err != nil {
-			e.log.Error("import", "err", err)
-		}
+		_, err := layer.Release()
+		e.logError("import", err)
 	}()
 	info, err := e.layers.Info(layer.Top())
 	if err != nil {
@@ -70,7 +69,7 @@ func (e *engine) Import(ctx context.Context, req engineapi.ImportRequest, body i
 	if err != nil {
 		return "", err
 	}
-	imageID, err := e.putCommitted(img, layer.Layers(), nil, name)
+	imageID, err := e.putMade(img, layer.Layers(), nil, name)
 	if err != nil {
 		return "", err
 	}

@@ -92,7 +92,7 @@ func (e *engine) publication(ctx context.Context, req engineapi.IndexRequest, re
 	if p.layers, err = describedLayers(img); err != nil {
 		return nil, err
 	}
-	p.end, err = e.holdLayers("index", &img)
+	p.end, err = e.holdLayers("index", e.keysOf(&img))
 	return p, err
 }
 

@@ -15,10 +15,6 @@ import (
 	"github.com/imgfs/imgfs/layerdb"
 )
 
-// layerOwner is followed by the chain of a stack that ImportLayer stored without
-// an image: it stays until RemoveLayer.
-const layerOwner = "layer:"
-
 // noSuchLayer has the form of docker's text about images.
 func noSuchLayer(name string) error { return fault.New(fault.NotFound, "No such layer: %s", name) }
 
@@ -195,7 +191,7 @@ func (e *engine) ImportLayer(ctx context.Context, req engineapi.LayerImport, bod
 		return res, err
 	}
 	defer e.endPull()
-	name, err := commitName(req.Reference)
+	name, err := newName(req.Reference)
 	if err != nil {
 		return res, err
 	}
@@ -222,14 +218,18 @@ func (e *engine) ImportLayer(ctx context.Context, req engineapi.LayerImport, bod
 		return res, err
 	}
 	defer func() {
-		if _, err := ref.Release(); err != nil {
-			e.log.Error("layer import", "err", err)
-		}
+		_, err := ref.Release()
+		e.logError("layer import", err)
 	}()
 	if req.Config == nil {
 		err = e.layers.Retain(layerOwner+string(ref.Chain()), ref.Layers())
 	} else {
-		res.Image, err = e.putLayers(ref, append(diffs, id.DiffID(ref.Top())), req.Config, name)
+		// The image has no manifest: nobody has said how its layers are to be packed.
+		img := imagedb.Image{Config: req.Config, Platform: platformOf(req.Config)}
+		for _, d := range append(diffs, id.DiffID(ref.Top())) {
+			img.Layers = append(img.Layers, imagedb.Layer{DiffID: d})
+		}
+		res.Image, err = e.putMade(img, ref.Layers(), nil, name)
 	}
 	if err != nil {
 		return engineapi.LayerInspect{}, err
@@ -299,34 +299,6 @@ func checkConfig(config []byte, below []id.DiffID) error {
 	return nil
 }
 
-// putLayers makes an image of a stack that is held, by its config. The image
-// has no manifest: nobody has said how its layers are to be packed.
-func (e *engine) putLayers(ref *layerdb.Ref, diffs []id.DiffID, config []byte, name string) (id.ImageID, error) {
-	img := imagedb.Image{Config: config, Platform: platformOf(config)}
-	for _, d := range diffs {
-		img.Layers = append(img.Layers, imagedb.Layer{DiffID: d})
-	}
-	e.names.Lock()
-	defer e.names.Unlock()
-	owner := imageOwner + string(id.ImageIDOf(config))
-	fresh := !e.images.Has(id.ImageIDOf(config))
-	if err := e.layers.Retain(owner, ref.Layers()); err != nil {
-		return "", err
-	}
-	imageID, err := e.images.Create(img)
-	if err != nil {
-		if fresh {
-			_, rerr := e.layers.Release(owner)
-			e.logError("layer import", rerr)
-		}
-		return "", err
-	}
-	if name != "" {
-		err = e.images.Tag(name, imageID)
-	}
-	return imageID, err
-}
-
 // platformOf returns what an image is for by its config; the host's where that
 // does not say.
 func platformOf(config []byte) string {
@@ -340,13 +312,6 @@ func platformOf(config []byte) string {
 		return host.String()
 	}
 	return fetch.Platform{OS: p.OS, Architecture: p.Arch, Variant: p.Variant}.String()
-}
-
-// logError logs what nobody can be told any more.
-func (e *engine) logError(what string, err error) {
-	if err != nil {
-		e.log.Error(what, "err", err)
-	}
 }
 
 // RemoveLayer implements engineapi.LayerStore. Layers beneath go with it, as

@@ -76,11 +76,7 @@ func (e *engine) Load(ctx context.Context, req engineapi.LoadRequest, body io.Re
 	}
 	defer leave()
 	l := &loading{e: e, owner: pullOwner + newID(), report: report, holds: map[id.LayerKey]bool{}, early: map[string]*early{}}
-	defer func() {
-		if _, err := e.layers.Release(l.owner); err != nil {
-			e.log.Error("load", "owner", l.owner, "err", err)
-		}
-	}()
+	defer e.release("load", l.owner)
 	spool, err := tempFile(e.paths.Root)
 	if err != nil {
 		return nil, err
@@ -432,11 +428,11 @@ func (e *engine) putLoaded(list []*fetch.ArchiveImage, keys [][]id.LayerKey) (lo
 	ids := map[string]id.ImageID{} // by the archive's names
 	for n, img := range list {
 		i, isNew, err := e.putArchived(img, keys[n], ids[img.Parent])
-		if isNew {
-			made = append(made, i)
-		}
 		if err != nil {
 			return nil, err
+		}
+		if isNew {
+			made = append(made, i)
 		}
 		ids[img.Name] = i
 	}
@@ -510,20 +506,13 @@ func (e *engine) putArchived(img *fetch.ArchiveImage, keys []id.LayerKey, parent
 		}
 		rec.ID = id.ImageIDOf(rec.Config)
 	}
-	old, err := e.images.Get(rec.ID)
-	here := err == nil
-	if here && rec.Manifest == nil {
+	isNew = !e.images.Has(rec.ID)
+	if old, err := e.images.Get(rec.ID); err == nil && rec.Manifest == nil {
 		// An archive knows less than a registry did.
 		rec.Manifest, rec.ManifestDigest, rec.Digest, rec.Layers = old.Manifest, old.ManifestDigest, old.Digest, old.Layers
 	}
-	if err := e.layers.Retain(imageOwner+string(rec.ID), keys); err != nil {
-		return "", false, err
-	}
-	i, err = e.images.Create(rec)
-	if err != nil {
-		i = rec.ID // what was retained is to be released
-	}
-	return i, !here, err
+	i, err = e.create(rec, keys)
+	return i, isNew, err
 }
 
 // unmake takes back images that were just made and have no names.
@@ -531,12 +520,10 @@ func (e *engine) putArchived(img *fetch.ArchiveImage, keys []id.LayerKey, parent
 // Preconditions: e.names is held.
 func (e *engine) unmake(made []id.ImageID) {
 	for _, i := range slices.Backward(made) {
-		if _, err := e.images.Delete(i); err != nil && fault.KindOf(err) != fault.NotFound {
+		if _, err := e.images.Delete(i); err != nil {
 			e.log.Error("load: an image stays", "image", i, "err", err)
 			continue
 		}
-		if _, err := e.layers.Release(imageOwner + string(i)); err != nil {
-			e.log.Error("load", "image", i, "err", err)
-		}
+		e.release("load", imageOwner+string(i))
 	}
 }

@@ -15,12 +15,6 @@ import (
 	"github.com/imgfs/imgfs/layerdb"
 )
 
-// Owners of layers, see the package documentation.
-const (
-	imageOwner = "image:"
-	pullOwner  = "pull:"
-)
-
 // manyLayers is how many layers of an image are still nothing to warn of.
 const manyLayers = 500
 
@@ -30,15 +24,6 @@ type image struct {
 	name   string        // familiar form of what was asked for
 	layers []id.LayerKey // lowest first
 	met    bool          // its registry was asked just now
-}
-
-// keysOf returns the stored layers of an image, lowest first: those that it
-// retains, which are its diffIDs unless a layer came in unproven.
-func (e *engine) keysOf(img *imagedb.Image) []id.LayerKey {
-	if held := e.layers.Held(imageOwner + string(img.ID)); len(held) == len(img.Layers) {
-		return held
-	}
-	return id.Keys(img.DiffIDs())
 }
 
 // Pull implements engineapi.Puller.
@@ -145,11 +130,7 @@ func (e *engine) pullNow(ctx context.Context, ref fetch.Reference, req engineapi
 		return res, err
 	}
 	owner := pullOwner + newID()
-	defer func() {
-		if _, err := e.layers.Release(owner); err != nil {
-			e.log.Error("pull", "owner", owner, "err", err)
-		}
-	}()
+	defer e.release("pull", owner)
 	keys, err := a.layers(ctx, owner)
 	if err != nil {
 		return res, err
@@ -224,4 +205,22 @@ func (e *engine) putImage(ref fetch.Reference, img *fetch.Image, keys []id.Layer
 	}
 	e.log.Info("pulled", "reference", ref.String(), "image", img.ID, "digest", img.Digest, "new", !existed)
 	return existed, nil
+}
+
+// storeImage records an image that was fetched.
+//
+// Preconditions: e.names is held.
+func (e *engine) storeImage(img *fetch.Image, keys []id.LayerKey) error {
+	if n := len(keys); n > manyLayers {
+		e.log.Warn("the image has very many layers: docker takes 127", "image", img.ID, "layers", n)
+	}
+	rec := imagedb.Image{
+		ID: img.ID, Config: img.Config, Manifest: img.Manifest,
+		ManifestDigest: img.ManifestDigest, Digest: img.Digest, Platform: img.Platform.String(),
+	}
+	for _, l := range img.Layers {
+		rec.Layers = append(rec.Layers, imagedb.Layer{DiffID: l.DiffID, Blob: l.Blob, Size: l.Size})
+	}
+	_, err := e.create(rec, keys)
+	return err
 }

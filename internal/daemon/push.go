@@ -158,7 +158,7 @@ func (e *engine) pushTag(ctx context.Context, at fetch.Reference, req engineapi.
 		return res, fault.WithHint(fault.New(fault.NotFound, "image with reference %s was found but does not provide the specified platform (%s)", at.Familiar(), want),
 			"it provides %s", img.Platform)
 	}
-	free, err := e.holdLayers("push", &img)
+	free, err := e.holdLayers("push", e.keysOf(&img))
 	if err != nil {
 		return res, err
 	}

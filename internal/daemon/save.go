@@ -86,15 +86,11 @@ func (e *engine) Save(ctx context.Context, req engineapi.SaveRequest, w io.Write
 			return err
 		}
 	}
-	owner := pullOwner + newID()
-	if err := e.layers.Retain(owner, slices.Concat(slices.Collect(maps.Values(s.keys))...)); err != nil {
+	free, err := e.holdLayers("save", slices.Concat(slices.Collect(maps.Values(s.keys))...))
+	if err != nil {
 		return err
 	}
-	defer func() {
-		if _, err := e.layers.Release(owner); err != nil {
-			e.log.Error("save", "owner", owner, "err", err)
-		}
-	}()
+	defer free()
 	defer s.close()
 	for _, i := range s.order {
 		if err := s.prepare(ctx, i); err != nil {
