@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -252,5 +254,51 @@ func TestPullOrPush(t *testing.T) {
 	}
 	if !bytes.Equal(manifestAt(t, from.Host, "x", "1"), img.Manifest.Data) {
 		t.Error("the manifest was changed")
+	}
+}
+
+// TestPullWords collects what is told of layers: docker's words and no others,
+// and each layer's last one says that it is here.
+func TestPullWords(t *testing.T) {
+	t.Parallel()
+	reg := imgtest.NewRegistry(t, imgtest.RegistryOptions{})
+	base := []string{"file a size=200000", "file b size=200000"}
+	pushTo(t, "lib/x", "1", base, reg)
+	pushTo(t, "lib/x", "2", append(base, "file c 1"), reg)
+	d := runDaemon(t, Options{})
+	words := []string{"Pulling fs layer", "Waiting", "Downloading", "Verifying Checksum", "Extracting", "Pull complete", "Already exists"}
+	for _, tt := range []struct {
+		tag  string
+		want map[string]int
+	}{
+		{"1", map[string]int{"Pull complete": 2}},
+		{"2", map[string]int{"Pull complete": 1, "Already exists": 2}},
+	} {
+		tag, want := tt.tag, tt.want
+		ref := reg.Host + "/lib/x:" + tag
+		last := map[string]string{}
+		var lines []string // that are of no layer
+		res, err := d.client.Pull(testContext(t), engineapi.PullRequest{Reference: ref}, func(p engineapi.Progress) {
+			if len(p.ID) != 12 {
+				lines = append(lines, p.ID+": "+p.Status)
+				return
+			}
+			if last[p.ID] = p.Status; len(lines) != 1 || !slices.Contains(words, p.Status) {
+				t.Errorf("%+v", p)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{tag + ": Pulling from lib/x", ": Digest: " + string(res.Digest), ": Status: Downloaded newer image for " + ref}; !slices.Equal(lines, want) {
+			t.Errorf("%q, want %q", lines, want)
+		}
+		got := map[string]int{}
+		for _, s := range last {
+			got[s]++
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: layers end with %v, want %v", tag, got, want)
+		}
 	}
 }
