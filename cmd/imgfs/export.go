@@ -73,7 +73,11 @@ func writeWhole(stdout io.Writer, name string, write func(io.Writer) error) erro
 		}
 		return errors.Join(write(f), f.Close())
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	dir := filepath.Dir(name)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(name)+".*")
+	if errors.Is(err, os.ErrNotExist) {
+		return fault.New(fault.NotFound, "invalid output path: directory %q does not exist", dir) // as docker
+	}
 	if err != nil {
 		return err
 	}

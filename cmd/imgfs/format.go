@@ -130,7 +130,7 @@ func truncate(s string, n int) string {
 func parseTemplate(text string, f template.FuncMap) (*template.Template, error) {
 	t, err := template.New("").Funcs(f).Option("missingkey=error").Parse(text)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "--format: %w", err)
+		return nil, fault.New(fault.Invalid, "template parsing error: %w", err)
 	}
 	return t, nil
 }
@@ -139,7 +139,7 @@ func parseTemplate(text string, f template.FuncMap) (*template.Template, error) 
 func printTemplate(w io.Writer, t *template.Template, v any) error {
 	var b bytes.Buffer
 	if err := t.Execute(&b, v); err != nil {
-		return fault.New(fault.Invalid, "--format: %w", err)
+		return fault.New(fault.Invalid, "template parsing error: %w", err)
 	}
 	b.WriteByte('\n')
 	_, err := b.WriteTo(w)

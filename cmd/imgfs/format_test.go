@@ -51,8 +51,8 @@ func TestFormat(t *testing.T) {
 	}
 	for _, format := range []string{"{{.Nonsense}}", "{{.ID", "{{nofunc .ID}}", "table {{.Nonsense}}"} {
 		var b bytes.Buffer
-		if err := printRows(&b, format, imageTable, imageHead, formatRows); fault.KindOf(err) != fault.Invalid {
-			t.Errorf("%q: %v, want a usage error", format, err)
+		if err := printRows(&b, format, imageTable, imageHead, formatRows); fault.KindOf(err) != fault.Invalid || !strings.HasPrefix(err.Error(), "template parsing error: template: :1:") {
+			t.Errorf("%q: %v, want a usage error in docker's words", format, err)
 		}
 	}
 }

@@ -94,15 +94,23 @@ func fsck(c *cli.Context) error {
 		return err
 	case left == 0:
 		if !c.Bool("quiet") {
-			fmt.Fprintf(c.App.ErrWriter, "checked %d images, %d names, %d layers, %d trees: %s\n", res.Images, res.Names, res.Layers, res.Chains, outcome(len(rows)))
+			fmt.Fprintf(c.App.ErrWriter, "checked %s, %s, %s, %s: %s\n", several(res.Images, "image"),
+				several(res.Names, "name"), several(res.Layers, "layer"), several(res.Chains, "tree"), outcome(len(rows)))
 		}
 		return nil
 	}
-	err = fault.New(fault.Integrity, "%d of %d problems stay", left, len(rows))
 	if !req.Repair {
-		return fault.WithHint(fault.New(fault.Integrity, "the store is damaged: %d problems", left), "imgfs fsck --repair")
+		return fault.WithHint(fault.New(fault.Integrity, "the store is damaged: %s", several(left, "problem")), "imgfs fsck --repair")
 	}
-	return err
+	return fault.New(fault.Integrity, "not repaired: %d of %s", left, several(len(rows), "problem"))
+}
+
+// several writes a number of things.
+func several(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // fsckRow is one problem.

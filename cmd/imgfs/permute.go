@@ -101,7 +101,7 @@ func (p *permuter) word(tok string) error {
 		if s := nearest(tok, names); s != "" {
 			return fault.WithHint(err, "did you mean %q?", strings.TrimSpace(p.name()+" "+s))
 		}
-		return fault.WithHint(err, "see imgfs --help")
+		return fault.WithHint(err, "see %s --help", p.program())
 	}
 	p.positional = append(p.positional, tok)
 	return nil

@@ -65,6 +65,7 @@ func TestPermuteRefuses(t *testing.T) {
 		{"mout a b", `unknown command "mout"`, `did you mean "mount"?`},
 		{"imgaes", `unknown command "imgaes"`, `did you mean "images"?`},
 		{"frobnicate", `unknown command "frobnicate"`, "see imgfs --help"},
+		{"layer frobnicate", `unknown command "layer frobnicate"`, "see imgfs layer --help"},
 		{"daemon stpo", `unknown command "daemon stpo"`, `did you mean "daemon stop"?`},
 	} {
 		_, err := permute(newApp(io.Discard, io.Discard), strings.Fields(test.line))

@@ -24,7 +24,10 @@ Examples:
   imgfs refs export -o names.json
   imgfs refs import /var/lib/docker/image/overlay2/repositories.json
 
-` + exitsText(fault.Failed, fault.Invalid, fault.Unavailable),
+` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Unavailable),
+		Action: func(c *cli.Context) error {
+			return printHelp(c.App.Writer, c.App, []*cli.Command{c.Command})
+		},
 		Subcommands: []*cli.Command{
 			command(cli.Command{
 				Name:  "export",
@@ -53,7 +56,7 @@ Examples:
   imgfs refs import /var/lib/docker/image/overlay2/repositories.json
   imgfs refs export | ssh host imgfs refs import --force -
 
-` + exitsText(fault.Failed, fault.Invalid, fault.Unavailable),
+` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Unavailable),
 				Flags: []cli.Flag{
 					&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "move tags that point to another image"},
 				},
@@ -124,7 +127,7 @@ func readRefs(c *cli.Context) (engineapi.Repositories, error) {
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return refs, err
+			return refs, noFile(err)
 		}
 		defer f.Close()
 		in = f

@@ -302,8 +302,9 @@ func gone(ctx context.Context, err error) error {
 			return fault.New(fault.Unavailable, "%w", ErrNoDaemon)
 		}
 	}
-	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
-		return fault.New(fault.Denied, "daemon: %w", err)
+	if op := (*net.OpError)(nil); errors.As(err, &op) && errors.Is(err, fs.ErrPermission) {
+		return fault.WithHint(fault.New(fault.Denied, "daemon at %s: %w", op.Addr, fs.ErrPermission),
+			"its socket is for its user, root and the group that it was given (imgfs daemon --group)")
 	}
 	return fault.New(fault.Unavailable, "daemon: %w", err)
 }
