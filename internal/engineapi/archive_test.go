@@ -99,7 +99,7 @@ func TestArchiveLines(t *testing.T) {
 		{"/v1.47/images/load?quiet=1&platform={%22os%22:%22linux%22,%22architecture%22:%22arm64%22}", load},
 		{"/images/create?fromSrc=-&repo=a&tag=b&message=m&changes=CMD+x&changes=USER+y&platform=linux%2Farm64", `{"status":"sha256:` + hex + `"}` + "\r\n"},
 		{"/v1.31/images/create?fromSrc=-&repo=a%3Ab&platform=linux%2Farm64", `{"status":"sha256:` + hex + `"}` + "\r\n"},
-		{"/images/create?fromSrc=http%3A%2F%2Fh%2Fx&repo=a&tag=sha256%3Ac", `{"status":"Importing","progressDetail":{"current":1}}` + "\r\n" + `{"status":"sha256:` + hex + `"}` + "\r\n"},
+		{"/images/create?fromSrc=http%3A%2F%2Fh%2Fx&repo=a&tag=sha256%3A" + hex, `{"status":"Importing","progressDetail":{"current":1}}` + "\r\n" + `{"status":"sha256:` + hex + `"}` + "\r\n"},
 	} {
 		res, err := c.http.Post("http://h"+tt.path, "application/x-tar", strings.NewReader("x"))
 		if err != nil {
@@ -118,7 +118,7 @@ func TestArchiveLines(t *testing.T) {
 	for i, want := range []ImportRequest{
 		{Source: "-", Reference: "a:b", Message: "m", Changes: []string{"CMD x", "USER y"}, Platform: "linux/arm64"},
 		{Source: "-", Reference: "a:b"},
-		{Source: "http://h/x", URL: "http://h/x", Reference: "a@sha256:c"},
+		{Source: "http://h/x", URL: "http://h/x", Reference: "a@sha256:" + hex},
 	} {
 		got := a.imports[i]
 		if got.Source != want.Source || got.URL != want.URL || got.Reference != want.Reference || got.Message != want.Message ||

@@ -239,8 +239,8 @@ func replyError(res *http.Response) error {
 	return e.Err()
 }
 
-// dial connects to the daemon's socket over which descriptors travel, and makes sure that it is our daemon's:
-// requests carry passwords.
+// dial connects to the daemon's socket, over which descriptors travel too, and
+// makes sure that it is our daemon's: requests carry passwords.
 func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	if c.remote != nil {
 		return c.remote.dialUnix(ctx)

@@ -305,3 +305,7 @@ func (c confined) GC(context.Context) (GCReport, error) { return GCReport{}, den
 func (c confined) Shutdown(context.Context, bool) (<-chan struct{}, error) {
 	return nil, denied("stopping the daemon")
 }
+
+func (c confined) Document(ctx context.Context, name, kind, platform string) ([]byte, error) {
+	return c.engine.Document(ctx, name, kind, platform)
+}

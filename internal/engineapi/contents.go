@@ -98,9 +98,6 @@ type Contents interface {
 	Commit(ctx context.Context, req CommitRequest) (CommitResult, error)
 }
 
-// errorTrailer holds the error of a stream that has begun, as JSON.
-const errorTrailer = "Imgfs-Error"
-
 func (s *server) changes(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	list, err := s.engine.Changes(r.Context(), sourceOf(q), q.Get("than"))
@@ -117,21 +114,6 @@ func (s *server) export(w http.ResponseWriter, r *http.Request) error {
 	return s.sendTar(w, func(w io.Writer) error {
 		return s.engine.Export(r.Context(), sourceOf(r.URL.Query()), boolParam(r, "layer"), w)
 	})
-}
-
-// begun writes the header before the first bytes.
-type begun struct {
-	w   http.ResponseWriter
-	yes bool
-}
-
-func (b *begun) Write(p []byte) (int, error) {
-	if !b.yes {
-		b.yes = true
-		b.w.Header().Set("Content-Type", "application/x-tar")
-		b.w.Header().Set("Trailer", errorTrailer)
-	}
-	return b.w.Write(p)
 }
 
 func (s *server) commit(w http.ResponseWriter, r *http.Request) error {
@@ -171,18 +153,6 @@ func (c *Client) Export(ctx context.Context, s Source, layer bool, w io.Writer) 
 		q.Set("layer", "1")
 	}
 	return c.receiveTar(ctx, "/imgfs/v1/export", q, w)
-}
-
-// failing remembers that it was w that failed.
-type failing struct {
-	w   io.Writer
-	err error
-}
-
-func (f *failing) Write(p []byte) (int, error) {
-	n, err := f.w.Write(p)
-	f.err = err
-	return n, err
 }
 
 // Commit makes an image of an upper.

@@ -2,7 +2,8 @@
 // server's routes and the client.
 //
 // The image routes are the Docker Engine API's, so that the docker CLI drives
-// imgfs ([NewServer] lists them); imgfs' own routes stand under /imgfs/v1/.
+// imgfs; imgfs' own routes stand under /imgfs/v1/. A table lists them all
+// (routes.go), and says how much of a body is read.
 // Every route is served with and without a /v1.24 … /v1.52 prefix, which decides
 // about the shape of the reply.
 //
@@ -11,8 +12,12 @@
 //   - An error is {"message": …} with the status of its fault kind. Two more
 //     fields, kind and hint, let [Client] give back the very *fault.Error the
 //     daemon had; docker's clients ignore them.
-//   - A stream (pull) is one JSON object per line. Once it has started, its
-//     status is 200 and an error is the last line.
+//   - A stream (pull, push, load, a job) is one JSON object per line. Once it has
+//     started, its status is 200 and an error is the last line. A tar that has
+//     started has its error in a trailer.
+//   - A client is trusted or not (access.go): who is not gets docker's routes, and
+//     of ours what reads, but nothing that touches the host. [Engine] is handed
+//     to the routes through confined, which decides about every method.
 //   - A mount is an upgrade: after 101 both sides write one JSON object per
 //     line on the bare connection. The daemon prepares the tree and says
 //     Ready; the CLI mounts in its own namespaces and answers with one

@@ -43,13 +43,3 @@ func (c *Client) Document(ctx context.Context, name, kind, platform string) ([]b
 	}
 	return b, nil
 }
-
-// Graph returns images, layers, mounts, and what of these lies on what.
-func (c *Client) Graph(ctx context.Context) (Graph, error) {
-	var g Graph
-	return g, c.get(ctx, "/imgfs/v1/graph", nil, &g)
-}
-
-func (c confined) Document(ctx context.Context, name, kind, platform string) ([]byte, error) {
-	return c.engine.Document(ctx, name, kind, platform)
-}

@@ -88,13 +88,12 @@ func (s *server) loadImages(w http.ResponseWriter, r *http.Request) error {
 // body.
 func (s *server) importImage(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
-	req := ImportRequest{Source: q.Get("fromSrc"), Reference: q.Get("repo"), Message: q.Get("message"), Changes: q["changes"]}
-	if tag := q.Get("tag"); tag != "" && req.Reference != "" {
-		sep := ":"
-		if strings.Contains(tag, ":") {
-			sep = "@"
+	req := ImportRequest{Source: q.Get("fromSrc"), Message: q.Get("message"), Changes: q["changes"]}
+	if repo := q.Get("repo"); repo != "" {
+		var err error
+		if req.Reference, err = withTag(repo, q.Get("tag")); err != nil {
+			return err
 		}
-		req.Reference += sep + tag
 	}
 	if !olderThan(r, importPlatform) {
 		req.Platform = q.Get("platform")

@@ -3,9 +3,6 @@ package engineapi
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -45,24 +42,6 @@ func (s *server) exportLayer(w http.ResponseWriter, r *http.Request) error {
 	return s.sendTar(w, func(w io.Writer) error { return s.engine.ExportLayer(r.Context(), name(r), w) })
 }
 
-// sendTar replies with what write writes. Its first bytes are the header of the
-// reply, so that an error before them is a reply of its own; one behind them is
-// a trailer.
-func (s *server) sendTar(w http.ResponseWriter, write func(io.Writer) error) error {
-	b := &begun{w: w}
-	err := write(b)
-	if err == nil || !b.yes {
-		return err
-	}
-	s.log.Warn("tar ends early", "err", err)
-	text, jerr := json.Marshal(WireError(err))
-	if jerr != nil {
-		return jerr
-	}
-	w.Header().Set(errorTrailer, string(text))
-	return nil
-}
-
 // importLayer reads a body that begins with the config, of ?config=N bytes, and
 // goes on with the layer.
 func (s *server) importLayer(w http.ResponseWriter, r *http.Request) error {
@@ -99,31 +78,6 @@ func (c *Client) RemoveLayer(ctx context.Context, name string) error {
 // ExportLayer writes a layer's uncompressed tar to w.
 func (c *Client) ExportLayer(ctx context.Context, name string, w io.Writer) error {
 	return c.receiveTar(ctx, layerPath(name)+"/tar", nil, w)
-}
-
-// receiveTar writes a reply to w; an error in its trailer is returned.
-func (c *Client) receiveTar(ctx context.Context, path string, q url.Values, w io.Writer) error {
-	res, err := c.do(ctx, http.MethodGet, path, q, http.Header{"Te": {"trailers"}}, nil)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	out := &failing{w: w}
-	if _, err := io.Copy(out, res.Body); err != nil {
-		if out.err != nil {
-			return fmt.Errorf("export: %w", out.err)
-		}
-		return lost(ctx, err)
-	}
-	text := res.Trailer.Get(errorTrailer)
-	if text == "" {
-		return nil
-	}
-	var e Error
-	if err := json.Unmarshal([]byte(text), &e); err != nil {
-		return errors.New(text)
-	}
-	return e.Err()
 }
 
 // ImportLayer stores a layer; see [LayerStore]. Report, if not nil, is called

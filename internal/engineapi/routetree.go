@@ -1,16 +1,11 @@
 package engineapi
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-
-	"github.com/imgfs/imgfs/internal/fault"
 )
 
 // treeRoutes are imgfs' own routes that read trees.
@@ -23,8 +18,8 @@ var treeRoutes = []route{
 
 func treeRequest(r *http.Request) (TreeRequest, error) {
 	var req TreeRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		return req, fault.New(fault.Invalid, "request: %w", err)
+	if err := readBody(r, &req); err != nil {
+		return req, err
 	}
 	if req.Bytes != nil {
 		req.Path = string(req.Bytes)
@@ -82,12 +77,7 @@ func (s *server) readTree(w http.ResponseWriter, r *http.Request) error {
 		return b.fail(err)
 	}
 	s.log.Warn("read of a tree", "err", err)
-	text, jerr := json.Marshal(WireError(err))
-	if jerr != nil {
-		return jerr
-	}
-	w.Header().Set(errorTrailer, string(text))
-	return nil
+	return trail(w, err)
 }
 
 // bytesBehind is a stream of lines, an empty one, and then bytes.
@@ -189,75 +179,5 @@ func (c *Client) ReadTree(ctx context.Context, req TreeRequest, report func(Prog
 		}
 		return lost(ctx, err)
 	}
-	text := res.Trailer.Get(errorTrailer)
-	if text == "" {
-		return nil
-	}
-	var e Error
-	if err := json.Unmarshal([]byte(text), &e); err != nil {
-		return errors.New(text)
-	}
-	return e.Err()
-}
-
-// lines reads a stream of steps that is followed by something else.
-type lines struct {
-	ctx    context.Context
-	r      *bufio.Reader
-	report func(Progress)
-}
-
-func newLines(ctx context.Context, r io.Reader, report func(Progress)) *lines {
-	return &lines{ctx, bufio.NewReaderSize(r, 64<<10), report}
-}
-
-var errEmptyLine = errors.New("empty line")
-
-// next returns the next aux, having reported the steps before it; at the end
-// io.EOF, or errEmptyLine where that comes first, or the error that is told.
-func (l *lines) next() (json.RawMessage, error) {
-	for {
-		b, err := l.line()
-		if err != nil {
-			return nil, err
-		}
-		if len(b) == 0 {
-			return nil, errEmptyLine
-		}
-		var m streamLine
-		if err := json.Unmarshal(b, &m); err != nil {
-			return nil, lost(l.ctx, err)
-		}
-		switch {
-		case m.ErrorDetail != nil:
-			return nil, m.ErrorDetail.Err()
-		case m.Aux != nil:
-			return m.Aux, nil
-		case l.report != nil:
-			p := Progress{ID: m.ID, Status: m.Status}
-			if m.Detail != nil {
-				p.Current, p.Total = m.Detail.Current, m.Detail.Total
-			}
-			l.report(p)
-		}
-	}
-}
-
-// line returns the next line without its end.
-func (l *lines) line() ([]byte, error) {
-	var all []byte
-	for {
-		b, err := l.r.ReadSlice('\n')
-		all = append(all, b...)
-		switch {
-		case err == nil:
-			return bytes.TrimRight(all, "\r\n"), nil
-		case err == io.EOF && len(all) == 0:
-			return nil, io.EOF
-		case err != bufio.ErrBufferFull:
-			return nil, lost(l.ctx, err)
-		case len(all) > maxReply:
-			return nil, lost(l.ctx, bufio.ErrTooLong)
-		}
-	}
+	return trailed(res)
 }

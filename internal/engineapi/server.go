@@ -96,8 +96,8 @@ const (
 )
 
 // NewServer returns a server of e, its limits set; routes lists what it serves.
-// It is served with
-// Server.Serve on a listener that lets in only who may use e.
+// It is served with Server.Serve on listeners that let in only who may use e;
+// what each of these may do is access.go's.
 func NewServer(e Engine, log *slog.Logger) *http.Server {
 	s := &server{engine: e, log: log, build: ThisBuild(), router: newRouter(routes)}
 	return &http.Server{

@@ -1,8 +1,11 @@
 package engineapi
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 
@@ -119,24 +122,75 @@ func runJob[R any](ctx context.Context, c *Client, path string, req any, report 
 // readStream reads a stream to its result. report, nil for none, is called
 // with every step.
 func readStream(ctx context.Context, r io.Reader, report func(Progress), result any) error {
-	dec := json.NewDecoder(r)
+	b, err := newLines(ctx, r, report).next()
+	if err == io.EOF || err == errEmptyLine {
+		err = lost(ctx, io.ErrUnexpectedEOF)
+	}
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, result)
+}
+
+// lines reads a stream of steps that is followed by something else.
+type lines struct {
+	ctx    context.Context
+	r      *bufio.Reader
+	report func(Progress)
+}
+
+func newLines(ctx context.Context, r io.Reader, report func(Progress)) *lines {
+	return &lines{ctx, bufio.NewReaderSize(r, 64<<10), report}
+}
+
+var errEmptyLine = errors.New("empty line")
+
+// next returns the next aux, having reported the steps before it; at the end
+// io.EOF, or errEmptyLine where that comes first, or the error that is told.
+func (l *lines) next() (json.RawMessage, error) {
 	for {
+		b, err := l.line()
+		if err != nil {
+			return nil, err
+		}
+		if len(b) == 0 {
+			return nil, errEmptyLine
+		}
 		var m streamLine
-		if err := dec.Decode(&m); err != nil {
-			return lost(ctx, err)
+		if err := json.Unmarshal(b, &m); err != nil {
+			return nil, lost(l.ctx, err)
 		}
 		switch {
 		case m.ErrorDetail != nil:
-			return m.ErrorDetail.Err()
+			return nil, m.ErrorDetail.Err()
 		case m.Aux != nil:
-			return json.Unmarshal(m.Aux, result)
-		case m.Stream != "":
-		case report != nil:
+			return m.Aux, nil
+		case m.Stream != "": // of what is said to docker's clients
+		case l.report != nil:
 			p := Progress{ID: m.ID, Status: m.Status}
 			if m.Detail != nil {
 				p.Current, p.Total = m.Detail.Current, m.Detail.Total
 			}
-			report(p)
+			l.report(p)
+		}
+	}
+}
+
+// line returns the next line without its end.
+func (l *lines) line() ([]byte, error) {
+	var all []byte
+	for {
+		b, err := l.r.ReadSlice('\n')
+		all = append(all, b...)
+		switch {
+		case err == nil:
+			return bytes.TrimRight(all, "\r\n"), nil
+		case err == io.EOF && len(all) == 0:
+			return nil, io.EOF
+		case err != bufio.ErrBufferFull:
+			return nil, lost(l.ctx, err)
+		case len(all) > maxReply:
+			return nil, lost(l.ctx, bufio.ErrTooLong)
 		}
 	}
 }
