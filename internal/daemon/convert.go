@@ -75,26 +75,35 @@ func (e *engine) conversion(ctx context.Context, req engineapi.ConvertImageReque
 	if formatOf[req.To] == "" {
 		return nil, nil, fault.New(fault.Invalid, "format %q: it is %s or %s", req.To, engineapi.ToEstargz, engineapi.ToZstdChunked)
 	}
-	c := &conversion{e: e, client: e.origins.client(req.Registry), to: req.To, report: report}
-	if c.at, err = pushTarget(req.Target); err != nil {
-		return nil, nil, err
-	}
-	if c.img, err = e.wholeImage(ctx, req.Image, req.Platform, req.Registry, report); err != nil {
-		return nil, nil, err
-	}
-	if end, err = e.holdLayers("convert", e.keysOf(&c.img)); err != nil {
-		return nil, nil, err
-	}
-	c.keys = e.keysOf(&c.img)
-	c.res = engineapi.ConvertImageResult{Reference: c.at.Familiar(), Layers: len(c.keys)}
-	if c.old, err = e.ociLayers(&c.img); err == nil {
-		c.first, err = e.firstFiles(ctx, c.keys)
-	}
+	at, err := pushTarget(req.Target)
 	if err != nil {
+		return nil, nil, err
+	}
+	img, err := e.wholeImage(ctx, req.Image, req.Platform, req.Registry, report)
+	if err != nil {
+		return nil, nil, err
+	}
+	if end, err = e.holdLayers("convert", e.keysOf(&img)); err != nil {
+		return nil, nil, err
+	}
+	c := &conversion{e: e, client: e.origins.client(req.Registry), to: req.To, at: at, img: img, report: report}
+	if err := c.prepare(ctx); err != nil {
 		end()
 		return nil, nil, err
 	}
 	return c, end, nil
+}
+
+// prepare finds out what there is to be converted.
+//
+// Preconditions: all bytes of the image's layers are here, and stay.
+func (c *conversion) prepare(ctx context.Context) (err error) {
+	c.keys = c.e.keysOf(&c.img)
+	c.res = engineapi.ConvertImageResult{Reference: c.at.Familiar(), Layers: len(c.keys)}
+	if c.old, err = c.e.ociLayers(&c.img); err == nil {
+		c.first, err = c.e.firstFiles(ctx, c.keys)
+	}
+	return err
 }
 
 // pushTarget parses the name that an image is to be pushed as.

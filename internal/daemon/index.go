@@ -105,15 +105,6 @@ func (e *engine) named(name string) (fetch.Reference, error) {
 	return inRegistry(name)
 }
 
-// inRegistry parses the name of an image that is in a registry.
-func inRegistry(name string) (fetch.Reference, error) {
-	ref, err := fetch.ParseReference(name)
-	if err == nil && ref.Local() {
-		err = fault.New(fault.Invalid, "%s is not in a registry, where its index could lie beside it", name)
-	}
-	return ref, err
-}
-
 // describedLayers returns an image's layers as its manifest has them.
 func describedLayers(img imagedb.Image) ([]fetch.Layer, error) {
 	var m struct {

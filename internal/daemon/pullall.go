@@ -17,7 +17,7 @@ var artifactTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}(\..*)?$`)
 // it. What has come by then stays, and is up to date the next time. The result
 // names the repository, and no digest.
 func (e *engine) pullAll(ctx context.Context, req engineapi.PullRequest, report func(engineapi.Progress)) (engineapi.PullResult, error) {
-	ref, err := e.inRegistry(req.Reference)
+	ref, err := inRegistry(req.Reference)
 	if err != nil {
 		return engineapi.PullResult{}, err
 	}

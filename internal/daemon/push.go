@@ -170,7 +170,7 @@ func (e *engine) pushTag(ctx context.Context, at fetch.Reference, req engineapi.
 		}
 	}()
 	if req.Format != "" {
-		return e.pushConverted(ctx, at, req, report)
+		return e.pushConverted(ctx, &conversion{e: e, client: client, to: req.Format, at: at, img: img, report: report})
 	}
 	p := &pushing{e: e, client: client, at: at, req: req, img: img, keys: e.keysOf(&img), report: report}
 	if err := p.run(ctx); err != nil {
@@ -184,20 +184,21 @@ func (e *engine) pushTag(ctx context.Context, at fetch.Reference, req engineapi.
 	return engineapi.PushedTag{Tag: at.Tag(), Digest: id.BlobOf(p.manifest), Size: int64(len(p.manifest))}, nil
 }
 
-// pushConverted pushes the image called at with its layers in another format.
-func (e *engine) pushConverted(ctx context.Context, at fetch.Reference, req engineapi.PushRequest, report func(engineapi.Progress)) (engineapi.PushedTag, error) {
-	c, end, err := e.conversion(ctx, engineapi.ConvertImageRequest{
-		Image: at.String(), To: req.Format, Target: at.String(), Platform: req.Platform, Registry: req.Registry,
-	}, report)
-	if err != nil {
+// pushConverted pushes an image with its layers in another format.
+//
+// Preconditions: its layers stay.
+func (e *engine) pushConverted(ctx context.Context, c *conversion) (engineapi.PushedTag, error) {
+	if _, err := e.finishAll(ctx, e.keysOf(&c.img), c.report); err != nil {
 		return engineapi.PushedTag{}, err
 	}
-	defer end()
+	if err := c.prepare(ctx); err != nil {
+		return engineapi.PushedTag{}, err
+	}
 	if err := c.run(ctx); err != nil {
 		return engineapi.PushedTag{}, err
 	}
-	e.event(imageEvents, "push", at.Familiar(), "name", at.FamiliarName())
-	return engineapi.PushedTag{Tag: at.Tag(), Digest: c.res.Digest, Size: c.size}, nil
+	e.event(imageEvents, "push", c.at.Familiar(), "name", c.at.FamiliarName())
+	return engineapi.PushedTag{Tag: c.at.Tag(), Digest: c.res.Digest, Size: c.size}, nil
 }
 
 // notePushed remembers what a push has taught: the image's digest in that

@@ -33,7 +33,7 @@ func (e *engine) Search(ctx context.Context, req engineapi.SearchRequest) ([]eng
 
 // Tags implements engineapi.Registries.
 func (e *engine) Tags(ctx context.Context, repository string, r engineapi.RegistryOptions) ([]string, error) {
-	ref, err := e.inRegistry(repository)
+	ref, err := inRegistry(repository)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +45,7 @@ func (e *engine) Tags(ctx context.Context, repository string, r engineapi.Regist
 }
 
 // inRegistry parses the name of something in a registry.
-func (e *engine) inRegistry(name string) (fetch.Reference, error) {
+func inRegistry(name string) (fetch.Reference, error) {
 	ref, err := fetch.ParseReference(name)
 	if err == nil && ref.Local() {
 		err = fault.New(fault.Invalid, "%s is not in a registry", name)
@@ -97,7 +97,7 @@ func loginDomain(address string) (string, error) {
 
 // Manifest implements engineapi.Registries.
 func (e *engine) Manifest(ctx context.Context, name string, r engineapi.RegistryOptions) (engineapi.RegistryManifest, error) {
-	ref, err := e.inRegistry(name)
+	ref, err := inRegistry(name)
 	if err != nil {
 		return engineapi.RegistryManifest{}, err
 	}
