@@ -15,20 +15,16 @@ import (
 
 // Info is the reply of GET /info: of docker's, what means something here.
 type Info struct {
-	ID                 string
-	Containers         int // live mounts, all of which are running
-	ContainersRunning  int
-	ContainersPaused   int
-	ContainersStopped  int
-	Images             int
-	Driver             string
-	DriverStatus       [][2]string // lines to show: what is here, and what is lazy
-	Plugins            InfoPlugins
-	MemoryLimit        bool
-	SwapLimit          bool
-	CPUShares          bool
-	IPv4Forwarding     bool
-	OomKillDisable     bool
+	ID                string
+	Containers        int // live mounts, all of which are running
+	ContainersRunning int
+	ContainersPaused  int
+	ContainersStopped int
+	Images            int
+	Driver            string
+	DriverStatus      [][2]string // lines to show: what is here, and what is lazy
+	Plugins           InfoPlugins
+	InfoLimits
 	Debug              bool
 	NFd                int
 	NGoroutines        int
@@ -90,6 +86,23 @@ type InfoIndex struct {
 	Problem string `json:"-"` // why what is configured cannot be used
 }
 
+// InfoLimits is what a kernel can do for containers. Docker's client before API
+// 1.42 warns of each that is false; no container runs here, so nothing is amiss.
+type InfoLimits struct {
+	MemoryLimit       bool
+	SwapLimit         bool
+	CPUCfsPeriod      bool `json:"CpuCfsPeriod"`
+	CPUCfsQuota       bool `json:"CpuCfsQuota"`
+	CPUShares         bool
+	CPUSet            bool
+	IPv4Forwarding    bool
+	BridgeNfIPTables  bool `json:"BridgeNfIptables"`
+	BridgeNfIP6Tables bool `json:"BridgeNfIp6tables"`
+	OomKillDisable    bool
+}
+
+var allLimits = InfoLimits{true, true, true, true, true, true, true, true, true, true}
+
 // info says of the store what docker's client shows.
 func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 	st, err := s.engine.Status(r.Context())
@@ -105,6 +118,7 @@ func (s *server) info(w http.ResponseWriter, r *http.Request) error {
 		ID: "imgfs", Name: host, ServerVersion: s.build.Version,
 		Containers: st.Mounts, ContainersRunning: st.Mounts, Images: st.Images,
 		Driver: "imgfs", DriverStatus: driverStatus(&st, &disk), DockerRootDir: st.Root,
+		InfoLimits:    allLimits,
 		Plugins:       InfoPlugins{Volume: []string{}, Network: []string{}, Authorization: nil, Log: []string{}},
 		LoggingDriver: "none", CgroupDriver: "none", Swarm: InfoSwarm{"inactive"},
 		NGoroutines: runtime.NumGoroutine(), SystemTime: time.Now().Format(time.RFC3339Nano),
