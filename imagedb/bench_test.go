@@ -55,6 +55,7 @@ func BenchmarkOpen(b *testing.B) {
 		if err != nil || s.Len() != 10_000 {
 			b.Fatal(err)
 		}
+		s.Close()
 	}
 }
 

@@ -25,6 +25,19 @@ type stamp struct {
 
 func (s *Store) blobPath(hex string) string { return filepath.Join(s.blobs, hex) }
 
+// look reads the configs through that somebody has touched; what is wrong with
+// them ends up in Broken.
+func (s *Store) look() {
+	s.watch.mu.Lock()
+	defer s.watch.mu.Unlock()
+	if !s.watch.changed() {
+		return
+	}
+	for _, i := range s.touched() {
+		_, _ = s.Get(i)
+	}
+}
+
 // touched returns the images whose config's file is not the one last looked at.
 func (s *Store) touched() []id.ImageID {
 	at := -1 // all files are missing

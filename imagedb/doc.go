@@ -19,7 +19,7 @@
 //   - A digest reference never moves; a tag does.
 //   - An image's parent is there, and no image is its own ancestor.
 //
-// Lock order: Store.change, then Store.mu. Who changes something holds change
+// Lock order: watch.mu, Store.change, Store.mu. Who changes something holds change
 // while that is committed, and mu only to enter it: so who reads never waits
 // for the disk, and what is read is what is on disk. A function that says no
 // lock takes what it needs.

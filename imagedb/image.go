@@ -10,7 +10,7 @@ import (
 )
 
 // Image is an image and how it came here. What List, Map and Heads return
-// shares Layers and Labels with the store: they are not to be changed.
+// shares Layers, Labels and Names with the store: they are not to be changed.
 type Image struct {
 	ID             id.ImageID `json:"id"`
 	Config         []byte     `json:"-"`                        // byte for byte; nil from List
@@ -23,6 +23,7 @@ type Image struct {
 	Tagged         time.Time  `json:"tagged,omitzero"`          // when a name last came to point to it
 	Parent         id.ImageID `json:"-"`                        // the image it was made of here, or ""; see SetParent
 	Broken         string     `json:"-"`                        // why its files cannot be used, or ""
+	Names          []string   `json:"-"`                        // that point to it, in full, sorted; nil but from List
 
 	// Of the config, filled by Create: what a listing shows.
 	Created time.Time         `json:"-"` // zero: it does not say

@@ -26,7 +26,7 @@ type place struct {
 func newPlace(t testing.TB) *place {
 	p := &place{t: t, dir: t.TempDir()}
 	p.open()
-	t.Cleanup(func() { metadb.Close(p.db) })
+	t.Cleanup(func() { p.Close(); metadb.Close(p.db) })
 	return p
 }
 
@@ -43,6 +43,7 @@ func (p *place) open() {
 
 func (p *place) reopen() {
 	p.t.Helper()
+	p.Close()
 	if err := metadb.Close(p.db); err != nil {
 		p.t.Fatal(err)
 	}

@@ -38,6 +38,8 @@ type Store struct {
 	db    *badger.DB
 	log   *slog.Logger
 
+	watch *watch // of blobs; its lock comes first of all
+
 	// change is held by who changes names and records, while that is committed.
 	change sync.Mutex
 
@@ -80,10 +82,19 @@ func Open(dir string, db *badger.DB, o Options) (*Store, error) {
 	if err := os.MkdirAll(s.blobs, 0o700); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
+	s.watch = watchDir(s.blobs)
 	if err := s.load(); err != nil {
+		s.watch.close()
 		return nil, fmt.Errorf("image store: %w", err)
 	}
 	return s, nil
+}
+
+// Close frees what the store has open. It is not to be used any more.
+func (s *Store) Close() {
+	s.watch.mu.Lock()
+	defer s.watch.mu.Unlock()
+	s.watch.close()
 }
 
 // load reads records and names, and mends the former.
@@ -261,14 +272,13 @@ func (s *Store) Get(i id.ImageID) (Image, error) {
 
 // List returns all images, without their bytes, in the order of their IDs.
 func (s *Store) List() []Image {
-	for _, i := range s.touched() {
-		_, _ = s.Get(i) // its error ends up in Broken
-	}
+	s.look()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := make([]Image, len(s.order))
 	for n, e := range s.order {
 		list[n] = e.Image
+		list[n].Names = e.names
 	}
 	return list
 }

@@ -149,6 +149,7 @@ func makeManyImages(ctx context.Context, root string, n int) (err error) {
 	if err != nil {
 		return err
 	}
+	defer images.Close()
 	common := make([]imagedb.Layer, commonLayers)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(16)

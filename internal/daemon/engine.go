@@ -183,6 +183,9 @@ func (e *engine) close(keep bool) error {
 	if e.layers != nil {
 		errs = append(errs, e.layers.Close())
 	}
+	if e.images != nil {
+		e.images.Close()
+	}
 	if e.origins != nil {
 		e.origins.close()
 	}

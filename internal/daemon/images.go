@@ -50,7 +50,7 @@ func (e *engine) Images(_ context.Context, o engineapi.ListOptions) ([]engineapi
 			ID: img.ID, ParentID: string(img.Parent), Size: f.Content, SharedSize: -1,
 			Containers: int64(len(mounts[img.ID])), Labels: img.Labels, Broken: img.Broken,
 		}
-		s.RepoTags, s.RepoDigests = e.familiar(img.ID)
+		s.RepoTags, s.RepoDigests = familiarNames(img.Names)
 		if !o.All && len(s.RepoTags)+len(s.RepoDigests) == 0 && len(e.images.Children(img.ID)) > 0 {
 			continue
 		}
@@ -175,7 +175,10 @@ func (e *engine) Inspect(_ context.Context, name string, o engineapi.InspectOpti
 
 // familiar returns an image's names as docker shows them.
 func (e *engine) familiar(imageID id.ImageID) (tags, digests []string) {
-	names := e.images.References(imageID)
+	return familiarNames(e.images.References(imageID))
+}
+
+func familiarNames(names []string) (tags, digests []string) {
 	tags, digests = make([]string, 0, len(names)), []string{}
 	for _, n := range names {
 		if strings.Contains(n, "@") {

@@ -133,7 +133,11 @@ func (f filters) selection(created func(name string) (int64, error)) (*selection
 // apply returns the images of list that s keeps, newest first. Of an image kept
 // by reference only the names that matched are left.
 func (s *selection) apply(list []ImageSummary) []ImageSummary {
-	var order []*ImageSummary // they are large to be moved often
+	type place struct { // a summary is large to be moved often, and far to be looked at
+		created int64
+		img     *ImageSummary
+	}
+	var order []place
 	for i := range list {
 		img := &list[i]
 		if !s.keeps(img) {
@@ -148,14 +152,17 @@ func (s *selection) apply(list []ImageSummary) []ImageSummary {
 				continue
 			}
 		}
-		order = append(order, img)
+		order = append(order, place{img.Created, img})
 	}
-	slices.SortFunc(order, func(a, b *ImageSummary) int {
-		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(a.ID, b.ID))
+	slices.SortFunc(order, func(a, b place) int {
+		if a.created != b.created {
+			return cmp.Compare(b.created, a.created)
+		}
+		return cmp.Compare(a.img.ID, b.img.ID)
 	})
 	sorted := make([]ImageSummary, len(order))
 	for i := range order {
-		sorted[i] = *order[i]
+		sorted[i] = *order[i].img
 	}
 	return sorted
 }

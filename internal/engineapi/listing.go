@@ -88,12 +88,19 @@ func appendImage(b []byte, i *ImageSummary) []byte {
 // plain reports whether a text stands in JSON as it is.
 func plain(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c > '~' {
+		if !plainByte[s[i]] {
 			return false
 		}
 	}
 	return true
 }
+
+var plainByte = func() (t [256]bool) {
+	for c := ' '; c <= '~'; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
 
 func appendText(b []byte, s string) []byte {
 	if !plain(s) {
@@ -148,7 +155,7 @@ func appendAny(b []byte, v any) []byte {
 // hand, anything else by package encoding/json.
 func readList(r io.Reader) ([]ImageSummary, error) {
 	var text strings.Builder
-	text.Grow(256 << 10)
+	text.Grow(1 << 20)
 	if _, err := io.Copy(&text, r); err != nil {
 		return nil, err
 	}
@@ -250,18 +257,14 @@ func (p *listing) image(i *ImageSummary) {
 // text takes a string; what is not plain ASCII is left to package encoding/json.
 func (p *listing) text() string {
 	p.need('"')
-	for i := 0; i < len(p.rest) && !p.bad; i++ {
-		switch c := p.rest[i]; {
-		case c == '"':
-			s := p.rest[:i]
-			p.rest = p.rest[i+1:]
-			return s
-		case c < ' ' || c == '\\' || c > '~': // see plain
-			p.bad = true
-		}
+	end := strings.IndexByte(p.rest, '"')
+	if p.bad || end < 0 || !plain(p.rest[:end]) {
+		p.bad = true
+		return ""
 	}
-	p.bad = true
-	return ""
+	s := p.rest[:end]
+	p.rest = p.rest[end+1:]
+	return s
 }
 
 func (p *listing) null() bool {
@@ -294,14 +297,18 @@ func (p *listing) labels() map[string]string {
 	return m
 }
 
+// number takes a whole number of up to 18 digits.
 func (p *listing) number() int64 {
-	end := strings.IndexAny(p.rest, ",}")
-	if end < 0 {
-		p.bad = true
-		return 0
+	s, sign := p.rest, int64(1)
+	if strings.HasPrefix(s, "-") {
+		s, sign = s[1:], -1
 	}
-	n, err := strconv.ParseInt(p.rest[:end], 10, 64)
-	p.bad = p.bad || err != nil || strconv.FormatInt(n, 10) != p.rest[:end]
-	p.rest = p.rest[end:]
-	return n
+	var n int64
+	digits := 0
+	for ; digits < len(s) && s[digits] >= '0' && s[digits] <= '9' && digits < 19; digits++ {
+		n = 10*n + int64(s[digits]-'0')
+	}
+	p.bad = p.bad || digits == 0 || digits > 18 || digits > 1 && s[0] == '0'
+	p.rest = s[digits:]
+	return sign * n
 }

@@ -200,12 +200,19 @@ func wellFormed(s string) bool {
 		return false
 	}
 	for i := len(prefix); i < len(s); i++ {
-		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+		if !hexDigit[s[i]] {
 			return false
 		}
 	}
 	return true
 }
+
+var hexDigit = func() (t [256]bool) {
+	for _, c := range "0123456789abcdef" {
+		t[c] = true
+	}
+	return t
+}()
 
 func of[T ~string](b []byte) T { return from[T](sha256.Sum256(b)) }
 
