@@ -294,7 +294,7 @@ func (a *asked) paths() []candidate {
 	}
 	var all []candidate
 	err = client.ListTree(a, req, nil, func(e engineapi.TreeEntry) error {
-		c := candidate{tree + ":" + dir + e.Path, kindOf(e.Mode)}
+		c := candidate{tree + ":" + dir + e.Path, engineapi.FileType(e.Mode)}
 		switch e.Mode & unix.S_IFMT {
 		case unix.S_IFDIR:
 			c.word += "/"

@@ -33,21 +33,9 @@ Examples:
 		Flags: append([]cli.Flag{
 			formatFlag(),
 			&cli.BoolFlag{Name: "repair", Usage: "mend what can be"},
-		}, fetchFlags()...),
+		}, without(registryFlags(), "platform")...),
 		Action: fsck,
 	})
-}
-
-// fetchFlags are registryFlags for what is fetched without being asked for by
-// name.
-func fetchFlags() []cli.Flag {
-	var list []cli.Flag
-	for _, f := range registryFlags() {
-		if f.Names()[0] != "platform" {
-			list = append(list, f)
-		}
-	}
-	return list
 }
 
 func fsck(c *cli.Context) error {

@@ -66,11 +66,7 @@ func (t *treeTable) add(name, id string, unpacked int64, s engineapi.ManifestSiz
 
 // platformName returns a platform as it is typed: linux/arm/v7.
 func platformName(p engineapi.Platform) string {
-	s := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		s += "/" + p.Variant
-	}
-	return oneLine(s)
+	return oneLine(p.String())
 }
 
 // shortDigest returns the first characters of a digest, as IDs are shown.

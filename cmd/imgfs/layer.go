@@ -153,8 +153,8 @@ func exportLayer(c *cli.Context) error {
 		return err
 	}
 	out := c.String("output")
-	if f, ok := c.App.Writer.(*os.File); ok && out == "" && term.IsTerminal(int(f.Fd())) {
-		return fault.WithHint(fault.New(fault.Invalid, "refusing to write an archive to a terminal"), "give a file (-o FILE), or redirect the output")
+	if err := refuseTerminal(c, out); err != nil {
+		return err
 	}
 	client, err := connect(c)
 	if err != nil {

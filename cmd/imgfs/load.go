@@ -20,9 +20,9 @@ func loadCommand() *cli.Command {
 		Description: `
 Reads what imgfs save, docker save (of any version) or podman save wrote, or an
 OCI image layout, a directory or in a tar; all of them may be compressed with
-gzip, zstd, bzip2 or xz. Images keep their IDs, and get the names that the archive has for them:
-a name that another image has here moves. Layers that are here are not read.
-Nothing is stored of an archive that is damaged.
+gzip, zstd, bzip2 or xz. Images keep their IDs, and get the names that the
+archive has for them: a name that another image has here moves. Layers that are
+here are not read. Nothing is stored of an archive that is damaged.
 
 Examples:
   imgfs load -i ubuntu.tar

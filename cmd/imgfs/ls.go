@@ -137,7 +137,7 @@ func (t *treeReader) list(arg string) (list []engineapi.TreeEntry, at string, er
 func rowOfFile(e *engineapi.TreeEntry, at string) fileRow {
 	full := path.Join(at, e.Path)
 	row := fileRow{
-		Path: full, Name: path.Base(full), Type: kindOf(e.Mode), Mode: modeText(e.Mode), Links: e.Nlink,
+		Path: full, Name: path.Base(full), Type: engineapi.FileType(e.Mode), Mode: modeText(e.Mode), Links: e.Nlink,
 		UID: e.UID, GID: e.GID, Size: e.Size, Mtime: e.Mtime.Format("2006-01-02T15:04:05.999999999Z07:00"),
 	}
 	if isDevice(e.Mode) {
@@ -246,23 +246,6 @@ func (l *lister) group(list []engineapi.TreeEntry, at string) {
 
 func isDevice(mode uint32) bool {
 	return mode&unix.S_IFMT == unix.S_IFCHR || mode&unix.S_IFMT == unix.S_IFBLK
-}
-
-// kindOf returns a file's type in a word.
-func kindOf(mode uint32) string {
-	switch mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		return "file"
-	case unix.S_IFDIR:
-		return "directory"
-	case unix.S_IFLNK:
-		return "symlink"
-	case unix.S_IFIFO:
-		return "fifo"
-	case unix.S_IFSOCK:
-		return "socket"
-	}
-	return "device"
 }
 
 // modeText returns a mode as ls(1) shows it: drwxr-xr-x.

@@ -130,7 +130,7 @@ func manifestFor(m *engineapi.RegistryManifest, platform string) (string, error)
 		if len(index.Manifests) == 0 && fits(&p) {
 			return "", nil
 		}
-		have = append(have, strings.TrimSuffix(oneLine(p.OS+"/"+p.Architecture+"/"+p.Variant), "/"))
+		have = append(have, oneLine(p.String()))
 	}
 	return "", fault.WithHint(fault.New(fault.NotFound, "no matching manifest for %s in the manifest list entries", platform),
 		"there are: %s", strings.Join(have, ", "))

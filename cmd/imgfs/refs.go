@@ -81,15 +81,7 @@ func exportRefs(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(refs)
-	if err != nil {
-		return err
-	}
-	if path := c.String("output"); path != "" {
-		return os.WriteFile(path, b, 0o600) // as docker's
-	}
-	_, err = fmt.Fprintf(c.App.Writer, "%s\n", b)
-	return err
+	return writeWhole(c.App.Writer, c.String("output"), func(w io.Writer) error { return json.NewEncoder(w).Encode(refs) })
 }
 
 func importRefs(c *cli.Context) error {

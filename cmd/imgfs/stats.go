@@ -33,7 +33,6 @@ Examples:
 ` + exitsText(fault.Failed, fault.Invalid, fault.NotFound, fault.Unavailable),
 		Flags: []cli.Flag{
 			formatFlag(),
-			&cli.BoolFlag{Name: "no-stream", Usage: "taken for docker's sake: it is always shown once"},
 			&cli.BoolFlag{Name: "no-trunc", Usage: "print counts of bytes in full"},
 		},
 		Action: stats,

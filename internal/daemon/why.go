@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/imgfs/imgfs/internal/engineapi"
 	"github.com/imgfs/imgfs/internal/erofs"
 	"github.com/imgfs/imgfs/internal/fault"
@@ -72,7 +70,7 @@ func (e *engine) seenAt(s *source, n erofs.NID, y *engineapi.Why) (layer int, er
 	if err := img.Stat(n, &a); err != nil {
 		return -1, err
 	}
-	y.Type = typeOf(a.Mode)
+	y.Type = engineapi.FileType(a.Mode)
 	if y.Type != "file" {
 		return -1, nil
 	}
@@ -89,22 +87,6 @@ func (e *engine) seenAt(s *source, n erofs.NID, y *engineapi.Why) (layer int, er
 		}
 	}
 	return layer, err
-}
-
-func typeOf(mode uint32) string {
-	switch mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		return "file"
-	case unix.S_IFDIR:
-		return "directory"
-	case unix.S_IFLNK:
-		return "symlink"
-	case unix.S_IFIFO:
-		return "fifo"
-	case unix.S_IFSOCK:
-		return "socket"
-	}
-	return "device"
 }
 
 const whiteout = "whiteout"
@@ -176,7 +158,7 @@ func layerHas(img *erofs.Image, path string, w *engineapi.WhyLayer) (hides bool,
 		if err := img.Stat(n, &a); err != nil {
 			return false, err
 		}
-		what := typeOf(a.Mode)
+		what := engineapi.FileType(a.Mode)
 		switch {
 		case what == "directory":
 			opaque, err := hasMark(img, n, layertar.MarkOpaque)

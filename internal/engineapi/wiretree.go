@@ -5,6 +5,8 @@ import (
 	"io"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // Trees is what the routes need that read files of a tree without a mount.
@@ -76,4 +78,21 @@ func odd(s string) []byte {
 		return nil
 	}
 	return []byte(s)
+}
+
+// FileType returns the type in a file's mode as a word.
+func FileType(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return "file"
+	case unix.S_IFDIR:
+		return "directory"
+	case unix.S_IFLNK:
+		return "symlink"
+	case unix.S_IFIFO:
+		return "fifo"
+	case unix.S_IFSOCK:
+		return "socket"
+	}
+	return "device"
 }
