@@ -18,8 +18,8 @@
 //     it. Whoever uses one holds it in engine.uppers, and its lock.
 //   - An owner retains layers: "image:<id>" while the image exists, "pull:<id>"
 //     while one is on its way, here or to another registry, "pin:<name>" until
-//     the user unpins it, "upper/<name>" from before that upper exists until
-//     it is gone. A mount holds its chain open, which does the same; after a
+//     the user unpins it, "layer:<chain>" of what was imported without an image,
+//     "upper/<name>" from before that upper exists until it is gone. A mount holds its chain open, which does the same; after a
 //     crash the chains of recorded mounts are opened again before anything can
 //     be removed.
 //   - A transfer is a pull or a push of one name, in package pool: all who ask
@@ -30,6 +30,8 @@
 //     device (reads.go) is a layer's data as one mount reads it, with the
 //     patience of that mount. A trace (trace.go) is what was read of a chain
 //     first.
+//   - A loading (load.go) and a saving (save.go) are archives on their way in and
+//     out; a checkup (fsck.go) looks for damage, and mends it.
 //   - A removal (remove.go) is docker's rmi, with mounts for containers. An event
 //     (events.go) tells of what has happened, in order, once it is done.
 //   - Kernel drivers (kernel.go) are mounts in which the daemon serves nothing,
