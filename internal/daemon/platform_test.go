@@ -3,11 +3,13 @@ package daemon
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/imgfs/imgfs/internal/engineapi"
+	"github.com/imgfs/imgfs/internal/fault"
 	"github.com/imgfs/imgfs/internal/id"
 )
 
@@ -73,6 +75,19 @@ func TestTwoPlatforms(t *testing.T) {
 				t.Errorf("%s after pull %d: %v %v, want %v", name, i, img.ID, err, want)
 			}
 		}
+	}
+	for i, p := range platforms { // whichever the tag points to
+		var b bytes.Buffer
+		if err := d.client.Save(ctx, engineapi.SaveRequest{Names: []string{ref}, Platform: p}, &b); err != nil {
+			t.Fatal(err)
+		}
+		if list := string(unpacked(t, b.Bytes())["manifest.json"]); !strings.Contains(list, strings.TrimPrefix(string(ids[i]), "sha256:")) || !strings.Contains(list, ref) {
+			t.Errorf("saved for %s: %s, want %s called %s", p, list, ids[i], ref)
+		}
+	}
+	err := d.client.Save(ctx, engineapi.SaveRequest{Names: []string{ref}, Platform: "linux/arm64"}, io.Discard)
+	if fault.KindOf(err) != fault.NotFound || !strings.HasSuffix(err.Error(), "was found but does not provide the specified platform (linux/arm64)") {
+		t.Errorf("saved for another platform: %v", err)
 	}
 	reg.Close() // from here on nothing is asked
 	for i, p := range platforms {

@@ -154,9 +154,8 @@ func (e *engine) pushTag(ctx context.Context, at fetch.Reference, req engineapi.
 	if err != nil {
 		return res, err
 	}
-	if req.Platform != "" && !satisfies(img.Platform, want) {
-		return res, fault.WithHint(fault.New(fault.NotFound, "image with reference %s was found but does not provide the specified platform (%s)", at.Familiar(), want),
-			"it provides %s", img.Platform)
+	if img, err = e.forPlatform(img, at, want); err != nil {
+		return res, err
 	}
 	free, err := e.holdLayers("push", e.keysOf(&img))
 	if err != nil {

@@ -73,6 +73,27 @@ func (e *engine) findFor(name, platform string) (img imagedb.Image, ref fetch.Re
 		"image with reference %s was found but its platform (%s) does not match the specified platform (%s)", name, img.Platform, want)
 }
 
+// forPlatform returns img, which was found as ref, or the image of the same
+// index that is for want, the zero value being any.
+func (e *engine) forPlatform(img imagedb.Image, ref fetch.Reference, want fetch.Platform) (imagedb.Image, error) {
+	if want == (fetch.Platform{}) || satisfies(img.Platform, want) {
+		return img, nil
+	}
+	if other, ok := e.sibling(&img, ref, want); ok {
+		return e.images.Get(other.ID)
+	}
+	return img, fault.WithHint(fault.New(fault.NotFound, "image with reference %s was found but does not provide the specified platform (%s)", shownAs(&img, ref), want),
+		"it provides %s", img.Platform)
+}
+
+// shownAs is what a user calls an image that was found as ref.
+func shownAs(img *imagedb.Image, ref fetch.Reference) string {
+	if ref == (fetch.Reference{}) {
+		return img.ID.Short()
+	}
+	return ref.Familiar()
+}
+
 // sibling returns the image for a platform that came by the same index as img,
 // from the repository of ref.
 func (e *engine) sibling(img *imagedb.Image, ref fetch.Reference, want fetch.Platform) (imagedb.Image, bool) {

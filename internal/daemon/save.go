@@ -133,21 +133,17 @@ func (s *saving) choose(name string, want fetch.Platform) error {
 
 // add adds an image, and its name if that is a tag.
 func (s *saving) add(i id.ImageID, ref fetch.Reference, want fetch.Platform) error {
-	shown := i.Short()
-	if ref != (fetch.Reference{}) {
-		shown = ref.Familiar()
+	img, err := s.e.images.Get(i)
+	if err != nil {
+		return err
 	}
-	if s.images[i] == nil {
-		img, err := s.e.images.Get(i)
-		if err != nil {
-			return err
-		}
-		if want != (fetch.Platform{}) && !satisfies(img.Platform, want) {
-			return fault.WithHint(fault.New(fault.NotFound, "image with reference %s was found but does not provide the specified platform (%s)", shown, want),
-				"it is for %s", img.Platform)
-		}
+	if img, err = s.e.forPlatform(img, ref, want); err != nil {
+		return err
+	}
+	if i = img.ID; s.images[i] == nil {
 		keys := s.e.keysOf(&img)
 		if !s.e.hasAll(keys) {
+			shown := shownAs(&img, ref)
 			return fault.WithHint(fault.New(fault.NotFound, "layers of image %s are missing from the store", shown), "imgfs pull %s", fault.Word(shown))
 		}
 		s.order = append(s.order, i)
