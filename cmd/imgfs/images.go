@@ -156,10 +156,10 @@ func listImages(c *cli.Context) error {
 		standard = imageTableDigest
 	}
 	dates := format == "json" || strings.Contains(format, ".CreatedAt")
-	rows := make([]imageRow, 0, len(list))
+	rows, long := make([]imageRow, 0, len(list)), c.Bool("no-trunc")
 	for _, i := range list {
 		at := len(rows)
-		rows = appendImageRows(rows, &i, digests, c.Bool("no-trunc"))
+		rows = appendImageRows(rows, &i, digests, long)
 		for ; dates && at < len(rows); at++ {
 			rows[at].CreatedAt = time.Unix(i.Created, 0).String()
 		}
