@@ -366,31 +366,11 @@ func (s *Store) mark(e *entry, seen stamp, err error) {
 
 // commit writes records, many of them in several transactions.
 func (s *Store) commit(changes map[string][]byte) error {
-	err := s.update(changes)
-	if err != nil {
+	if err := metadb.UpdateAll(s.db, changes); err != nil {
 		return diskError(fmt.Errorf("image records: %w", err))
 	}
 	return nil
 }
-
-func (s *Store) update(changes map[string][]byte) error {
-	if len(changes) <= maxChanges {
-		return metadb.Update(s.db, changes)
-	}
-	part := make(map[string][]byte, maxChanges)
-	for k, v := range changes {
-		if part[k] = v; len(part) == maxChanges {
-			if err := metadb.Update(s.db, part); err != nil {
-				return err
-			}
-			clear(part)
-		}
-	}
-	return metadb.Update(s.db, part)
-}
-
-// maxChanges bounds a transaction; Badger's own bound is about 6,000.
-const maxChanges = 1000
 
 // diskError adds the hint that a full disk needs.
 func diskError(err error) error {

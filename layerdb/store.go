@@ -347,26 +347,7 @@ func (s *Store) dataPath(d id.LayerKey) string { return filepath.Join(s.layerDir
 // update commits changes to Badger, many of them in several transactions:
 // layer records are a copy, and need not change together.
 func (s *Store) update(changes map[string][]byte) error {
-	part := map[string][]byte{}
-	for k, v := range changes {
-		if part[k] = v; len(part) == maxChanges {
-			if err := s.commit(part); err != nil {
-				return err
-			}
-			clear(part)
-		}
-	}
-	return s.commit(part)
-}
-
-// maxChanges bounds a transaction; Badger's own bound is about 6,000.
-const maxChanges = 1000
-
-func (s *Store) commit(changes map[string][]byte) error {
-	if len(changes) == 0 {
-		return nil
-	}
-	if err := metadb.Update(s.db, changes); err != nil {
+	if err := metadb.UpdateAll(s.db, changes); err != nil {
 		return s.diskError(fmt.Errorf("layer records: %w", err))
 	}
 	return nil

@@ -133,6 +133,27 @@ func Get(db *badger.DB, key string) (value []byte, err error) {
 	return value, err
 }
 
+// UpdateAll is Update for any number of changes, which need not come about
+// together: beyond a thousand they are several transactions.
+func UpdateAll(db *badger.DB, changes map[string][]byte) error {
+	part := make(map[string][]byte, min(len(changes), maxChanges))
+	for k, v := range changes {
+		if part[k] = v; len(part) == maxChanges {
+			if err := Update(db, part); err != nil {
+				return err
+			}
+			clear(part)
+		}
+	}
+	if len(part) == 0 {
+		return nil
+	}
+	return Update(db, part)
+}
+
+// maxChanges bounds a transaction; Badger's own bound is about 6,000.
+const maxChanges = 1000
+
 // Update applies sets and deletes, of which there may be some thousand, in one
 // synced transaction. A nil value deletes its key; deleting an absent key is no
 // error. If the disk is full, ENOSPC is returned, unless it only deletes.
