@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/imgfs/imgfs/fetch"
@@ -229,16 +230,26 @@ func (e *engine) mountIDs() map[id.ImageID][]string {
 //
 // Preconditions: no request is served yet.
 func (e *engine) sweepRecords() error {
-	blobs := map[id.Blob]bool{}
-	diffs := map[id.DiffID]bool{}
-	e.layers.Each(func(l *layerdb.LayerInfo) { blobs[l.Blob], diffs[l.DiffID] = true, true })
-	e.images.Each(func(img *imagedb.Image) {
-		for _, l := range img.Layers { // one that is missing is to come from there
-			blobs[l.Blob] = true
-		}
+	// Most blobs are those of proven layers, and found there.
+	others := sync.OnceValue(func() map[id.Blob]bool {
+		blobs := map[id.Blob]bool{}
+		e.layers.Each(func(l *layerdb.LayerInfo) { blobs[l.Blob] = true })
+		e.images.Each(func(img *imagedb.Image) {
+			for _, l := range img.Layers { // one that is missing is to come from there
+				blobs[l.Blob] = true
+			}
+		})
+		return blobs
 	})
-	if err := sweepPacked(e.db, diffs, blobs); err != nil {
+	diffs := sync.OnceValue(func() map[id.DiffID]bool {
+		diffs := map[id.DiffID]bool{}
+		e.layers.Each(func(l *layerdb.LayerInfo) { diffs[l.DiffID] = true })
+		return diffs
+	})
+	packed := map[id.Blob]bool{}
+	if err := sweepPacked(e.db, func(d id.DiffID) bool { return diffs()[d] }, packed); err != nil {
 		return err
 	}
-	return errors.Join(e.origins.sweep(blobs), sweepTraces(e.db, e.layers.HeldStacks))
+	keep := func(b id.Blob) bool { return e.layers.ByBlob(b) != "" || packed[b] || others()[b] }
+	return errors.Join(e.origins.sweep(keep), sweepTraces(e.db, e.layers.HeldStacks))
 }

@@ -209,23 +209,23 @@ func (o *origins) of(b id.Blob) ([]origin, error) {
 }
 
 // sweep forgets the origins of blobs that keep does not name.
-func (o *origins) sweep(keep map[id.Blob]bool) error {
+func (o *origins) sweep(keep func(id.Blob) bool) error {
 	changes := map[string][]byte{}
 	err := metadb.Scan(o.db, originKey, func(hex string, _ []byte) error {
-		if b, err := id.ParseBlob("sha256:" + hex); err != nil || !keep[b] {
+		if b, err := id.ParseBlob("sha256:" + hex); err != nil || !keep(b) {
 			changes[originKey+hex] = nil
 		}
 		return nil
 	})
-	if err == nil && len(changes) > 0 {
-		err = metadb.Update(o.db, changes)
+	if err == nil {
+		err = metadb.UpdateAll(o.db, changes)
 	}
 	if err != nil {
 		return fmt.Errorf("origins: %w", err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	maps.DeleteFunc(o.pulses, func(b id.Blob, _ *pulse) bool { return !keep[b] })
+	maps.DeleteFunc(o.pulses, func(b id.Blob, _ *pulse) bool { return !keep(b) })
 	return nil
 }
 

@@ -226,12 +226,12 @@ func latest[T comparable](b T, list []T, n int) []T {
 
 // sweepPacked forgets what was made of layers that keep does not name, and adds
 // to blobs what was made of the others.
-func sweepPacked(db *badger.DB, keep map[id.DiffID]bool, blobs map[id.Blob]bool) error {
+func sweepPacked(db *badger.DB, keep func(id.DiffID) bool, blobs map[id.Blob]bool) error {
 	changes := map[string][]byte{}
 	err := metadb.Scan(db, packedKey, func(hex string, v []byte) error {
 		d, err := id.ParseDiffID("sha256:" + hex)
 		var list []id.Blob
-		if err != nil || !keep[d] || json.Unmarshal(v, &list) != nil {
+		if err != nil || !keep(d) || json.Unmarshal(v, &list) != nil {
 			changes[packedKey+hex] = nil
 			return nil
 		}
@@ -240,8 +240,8 @@ func sweepPacked(db *badger.DB, keep map[id.DiffID]bool, blobs map[id.Blob]bool)
 		}
 		return nil
 	})
-	if err == nil && len(changes) > 0 {
-		err = metadb.Update(db, changes)
+	if err == nil {
+		err = metadb.UpdateAll(db, changes)
 	}
 	if err != nil {
 		return fmt.Errorf("packed layers: %w", err)

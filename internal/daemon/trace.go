@@ -167,8 +167,8 @@ func sweepTraces(db *badger.DB, held func() map[id.ChainKey]bool) error {
 		}
 		return nil
 	})
-	if err == nil && len(changes) > 0 {
-		err = metadb.Update(db, changes)
+	if err == nil {
+		err = metadb.UpdateAll(db, changes)
 	}
 	if err != nil {
 		return fmt.Errorf("traces: %w", err)

@@ -7,12 +7,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/badger/v4/y"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -247,13 +249,18 @@ func checkFiles(dir string) error {
 	if end != st.Size() {
 		return fmt.Errorf("%s ends early", badger.ManifestFilename) // tables of which it does not speak would be removed
 	}
+	var g errgroup.Group // all of them are read
+	g.SetLimit(runtime.GOMAXPROCS(0))
 	for n := range listed.Tables {
-		path := table.NewFilename(n, dir)
-		if err := withTable(path, func(t *table.Table) error { return t.VerifyChecksum() }); err != nil {
-			return fmt.Errorf("%s: %w", filepath.Base(path), err)
-		}
+		g.Go(func() error {
+			path := table.NewFilename(n, dir)
+			if err := withTable(path, func(t *table.Table) error { return t.VerifyChecksum() }); err != nil {
+				return fmt.Errorf("%s: %w", filepath.Base(path), err)
+			}
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 const tableExt = ".sst"
