@@ -328,6 +328,10 @@ func savedImages(f files) ([]savedImage, error) {
 	}
 	var all []savedImage
 	if err := json.Unmarshal(raw, &all); err != nil {
+		var kind *json.UnmarshalTypeError
+		if errors.As(err, &kind) { // its text is for Go programmers
+			err = fmt.Errorf("not a list of images: %s at byte %d", kind.Value, kind.Offset)
+		}
 		return nil, fault.New(fault.Integrity, "manifest.json: %w", err)
 	}
 	return all, nil

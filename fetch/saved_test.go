@@ -325,7 +325,7 @@ func TestHostileImages(t *testing.T) {
 		{"nothing", tree{}, nil, fault.Invalid, "not an archive of images"},
 		{"a file system", tree{"etc/passwd": []byte("root")}, nil, fault.Invalid, "not an archive of images"},
 		{"an empty list", tree{"manifest.json": []byte("[]")}, nil, fault.NotFound, "the archive holds no image"},
-		{"no list", tree{"manifest.json": []byte("{}")}, nil, fault.Integrity, "manifest.json"},
+		{"no list", tree{"manifest.json": []byte("{}")}, nil, fault.Integrity, "manifest.json: not a list of images: object"},
 		{"a list that is a link to the host", tree{}, []*tar.Header{{Name: "manifest.json", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}}, fault.Invalid, "not an archive of images"},
 		{"a list that is a link to itself", tree{}, []*tar.Header{{Name: "manifest.json", Typeflag: tar.TypeSymlink, Linkname: "manifest.json"}}, fault.Integrity, "too many links"},
 		{"config outside", one(func(f tree) {

@@ -176,6 +176,10 @@ func TestTLS(t *testing.T) {
 			t.Errorf("%s: %q", what, got)
 		}
 	}
+	plain := engineapi.NewRemote(engineapi.Remote{Network: "tcp", Address: addr})
+	if _, err := plain.Status(testContext(t)); fault.KindOf(err) != fault.Unavailable || !strings.Contains(fault.HintOf(err), "IMGFS_CERT_PATH") {
+		t.Errorf("without TLS: %v, hint %q", err, fault.HintOf(err))
+	}
 	if res, err := http.Get("http://" + addr + "/images/json"); err != nil || res.StatusCode != http.StatusBadRequest {
 		t.Errorf("in clear: %v %v", res, err)
 	}

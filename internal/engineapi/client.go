@@ -229,6 +229,10 @@ func replyError(res *http.Response) error {
 	}
 	defer res.Body.Close()
 	b, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
+	if res.StatusCode == http.StatusBadRequest && bytes.Contains(b, []byte("HTTP request to an HTTPS server")) { // net/http's words
+		return fault.WithHint(fault.New(fault.Unavailable, "the daemon speaks TLS alone"),
+			"set IMGFS_CERT_PATH to a directory with ca.pem, cert.pem and key.pem")
+	}
 	var e Error
 	if json.Unmarshal(b, &e) != nil || e.Message == "" {
 		e.Message = strings.TrimSpace("daemon answered " + res.Status + " " + string(b))
