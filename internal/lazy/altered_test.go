@@ -88,6 +88,7 @@ func TestAlteredWhileOpen(t *testing.T) {
 				o := x.options(s)
 				f := create(t, dir, o)
 				x.check(t, f, 0, 2<<20)
+				f.tasks.Wait() // what is read ahead would be written after the change, and hide it
 				alter(t, dir, change)
 				f = see(t, f, dir, o)
 				x.check(t, f, 0, int64(len(x.data)))
