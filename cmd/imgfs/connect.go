@@ -39,6 +39,17 @@ func connectToShow(c *cli.Context, least, most int) (*engineapi.Client, error) {
 	return connect(c)
 }
 
+// connectToWork is connect for commands that show how far their work is; what
+// --progress says is checked first.
+func connectToWork(c *cli.Context) (*engineapi.Client, display, error) {
+	show, err := newDisplay(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := connect(c)
+	return client, show, err
+}
+
 // connect returns a client of the store's daemon, which it starts where none
 // runs. One of another build is replaced; where mounts keep it, it stays and
 // the user is told. One that -H names is taken as it is.

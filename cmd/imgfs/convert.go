@@ -53,11 +53,7 @@ func convertImage(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	show, err := newDisplay(c)
-	if err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, show, err := connectToWork(c)
 	if err != nil {
 		return err
 	}

@@ -139,11 +139,7 @@ Examples:
 }
 
 func verify(c *cli.Context) error {
-	show, err := newDisplay(c)
-	if err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, show, err := connectToWork(c)
 	if err != nil {
 		return err
 	}

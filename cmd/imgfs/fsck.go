@@ -50,11 +50,7 @@ func fsck(c *cli.Context) error {
 	if req.Registry, err = registryOptions(c); err != nil {
 		return err
 	}
-	show, err := newDisplay(c)
-	if err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, show, err := connectToWork(c)
 	if err != nil {
 		return err
 	}

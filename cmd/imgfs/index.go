@@ -107,11 +107,7 @@ func pushIndex(c *cli.Context) error {
 	if req.To, err = newName(c, req.Image); err != nil {
 		return err
 	}
-	show, err := newDisplay(c)
-	if err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, show, err := connectToWork(c)
 	if err != nil {
 		return err
 	}

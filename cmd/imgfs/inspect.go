@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -57,19 +58,33 @@ func inspect(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	list := []any{}
-	var first error
-	for _, name := range c.Args().Slice() {
+	return inspectEach(c, func(name string) (any, error) {
 		found, err := inspectOne(c, client, name)
-		switch {
-		case fault.KindOf(err) == fault.NotFound:
+		if fault.KindOf(err) == fault.NotFound {
 			// docker's words: scripts look for them.
 			what := c.String("type")
 			if what == "" {
 				what = "object"
 			}
 			fmt.Fprintf(c.App.ErrWriter, "Error: No such %s: %s\n", what, oneLine(name))
-			first = firstOf(first, reported{err})
+			err = reported{err}
+		}
+		return found, err
+	})
+}
+
+// inspectEach prints what look finds of each argument as printInspect does.
+// What cannot be shown is told and left out, and its error returned in the end;
+// a daemon that has gone ends it.
+func inspectEach[T any](c *cli.Context, look func(name string) (T, error)) error {
+	list := []T{}
+	var first error
+	for _, name := range c.Args().Slice() {
+		found, err := look(name)
+		var told reported
+		switch {
+		case errors.As(err, &told):
+			first = firstOf(first, told)
 		case err != nil && fault.KindOf(err) != fault.Unavailable && c.Context.Err() == nil:
 			printError(c.App.ErrWriter, err)
 			first = firstOf(first, reported{err})

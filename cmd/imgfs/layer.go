@@ -109,24 +109,7 @@ func inspectLayers(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	list := []engineapi.LayerInspect{}
-	var first error
-	for _, name := range c.Args().Slice() {
-		l, err := client.Layer(c.Context, name)
-		switch {
-		case err != nil && fault.KindOf(err) != fault.Unavailable && c.Context.Err() == nil:
-			printError(c.App.ErrWriter, err)
-			first = firstOf(first, reported{err})
-		case err != nil:
-			return err
-		default:
-			list = append(list, l)
-		}
-	}
-	if err := printInspect(c, list); err != nil {
-		return err
-	}
-	return first
+	return inspectEach(c, func(name string) (engineapi.LayerInspect, error) { return client.Layer(c.Context, name) })
 }
 
 func layerExportCommand() *cli.Command {
@@ -208,11 +191,7 @@ func importLayer(c *cli.Context) error {
 		return err
 	}
 	defer in.Close()
-	show, err := newDisplay(c)
-	if err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, show, err := connectToWork(c)
 	if err != nil {
 		return err
 	}

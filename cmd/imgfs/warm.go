@@ -42,11 +42,7 @@ func warm(c *cli.Context) error {
 	if req.Image, err = absoluteSource(c.Args().First()); err != nil {
 		return err
 	}
-	show, err := newDisplay(c)
-	if err != nil {
-		return err
-	}
-	client, err := connect(c)
+	client, show, err := connectToWork(c)
 	if err != nil {
 		return err
 	}
