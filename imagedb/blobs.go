@@ -207,6 +207,16 @@ func (e *entry) blobs(visit func(hex string) bool) {
 	}
 }
 
+// OpenKept opens a blob that Keep has stored. fs.ErrNotExist if there is none;
+// what it holds is for the reader to prove.
+func (s *Store) OpenKept(b id.Blob) (*os.File, error) {
+	f, err := os.Open(s.blobPath(b.Hex()))
+	if err != nil {
+		return nil, fmt.Errorf("images: %w", err)
+	}
+	return f, nil
+}
+
 // dropBlobs removes the files of an image that is no more, or not as it was,
 // unless an image needs them. What it cannot remove is left for Sweep.
 //

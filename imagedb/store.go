@@ -270,6 +270,18 @@ func (s *Store) Get(i id.ImageID) (Image, error) {
 	return img, nil
 }
 
+// Peek is [Store.Get] without the image's bytes: no file is looked at, and a
+// broken image is no error.
+func (s *Store) Peek(i id.ImageID) (Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.images[i]
+	if e == nil {
+		return Image{}, noSuchImage(string(i))
+	}
+	return e.Image, nil
+}
+
 // List returns all images, without their bytes, in the order of their IDs.
 func (s *Store) List() []Image {
 	s.look()
