@@ -25,10 +25,10 @@ func (e *engine) Commit(ctx context.Context, req engineapi.CommitRequest) (engin
 	if err != nil {
 		return res, err
 	}
-	if err := e.beginPull(); err != nil { // the daemon stays for it as it does for a pull
+	if err := e.beginWork(); err != nil {
 		return res, err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	s, err := e.source(ctx, req.Source)
 	if err != nil {
 		return res, err

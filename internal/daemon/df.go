@@ -62,10 +62,10 @@ func problemOf(l *layerdb.LayerInfo) string {
 
 // Verify implements engineapi.Layers.
 func (e *engine) Verify(ctx context.Context, req engineapi.VerifyRequest, report func(engineapi.Progress)) ([]engineapi.Verdict, error) {
-	if err := e.beginPull(); err != nil {
+	if err := e.beginWork(); err != nil {
 		return nil, err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	layers, err := e.layers.Layers()
 	if err != nil {
 		return nil, err

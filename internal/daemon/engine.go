@@ -67,7 +67,7 @@ type engine struct {
 	targets  map[place]string     // in use, or about to be, by the mount of that ID
 	uppers   map[string]usedUpper // by path
 	lostDB   bool                 // the database is new, or not all of it could be read; set when it is opened
-	pulls    int                  // under way
+	works    int                  // pulls, loads and whatever else the daemon is to stay for, under way
 	problems []string
 	faults   []engineapi.ReadFault // oldest first
 	leaving  bool                  // no new mounts
@@ -195,6 +195,25 @@ func (e *engine) close(keep bool) error {
 	return errors.Join(errs...)
 }
 
+// beginWork has the daemon stay until endWork, unless it is leaving: for what is
+// neither a mount nor over with its request.
+func (e *engine) beginWork() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.leaving {
+		return fault.New(fault.Unavailable, "the daemon is leaving")
+	}
+	e.works++
+	return nil
+}
+
+func (e *engine) endWork() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.works--
+	e.tidyLater()
+}
+
 // tidyLater has the memory of a pull or a merge returned when there has been
 // none for a while.
 //
@@ -214,7 +233,7 @@ func (e *engine) Shutdown(ctx context.Context, force bool) (<-chan struct{}, err
 		live = append(live, m)
 		targets = append(targets, m.rec.Target)
 	}
-	if !force && len(live) == 0 && (e.pulls > 0 || len(e.targets) > 0) {
+	if !force && len(live) == 0 && (e.works > 0 || len(e.targets) > 0) {
 		e.mu.Unlock()
 		return nil, fault.WithHint(fault.New(fault.Conflict, "the daemon is pulling or mounting an image"), "imgfs daemon stop --force")
 	}

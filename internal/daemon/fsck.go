@@ -51,10 +51,10 @@ type checkup struct {
 
 // Fsck implements engineapi.Fsck.
 func (e *engine) Fsck(ctx context.Context, req engineapi.FsckRequest, report func(engineapi.Progress)) (engineapi.FsckReport, error) {
-	if err := e.beginPull(); err != nil { // the daemon stays for it
+	if err := e.beginWork(); err != nil {
 		return engineapi.FsckReport{}, err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	c := &checkup{e: e, req: req, report: report, res: engineapi.FsckReport{Problems: []engineapi.FsckProblem{}}}
 	for _, part := range []struct {
 		name  string

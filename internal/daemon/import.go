@@ -37,10 +37,10 @@ func (e *engine) Import(ctx context.Context, req engineapi.ImportRequest, body i
 	if err := made.run.apply(req.Changes); err != nil { // before the work
 		return "", err
 	}
-	if err := e.beginPull(); err != nil { // the daemon stays for it as it does for a pull
+	if err := e.beginWork(); err != nil {
 		return "", err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	if req.URL != "" {
 		res, err := download(ctx, req.URL, report)
 		if err != nil {

@@ -177,20 +177,20 @@ func (e *engine) ExportLayer(ctx context.Context, name string, w io.Writer) erro
 	if err != nil {
 		return err
 	}
-	if err := e.beginPull(); err != nil { // the daemon stays for it
+	if err := e.beginWork(); err != nil {
 		return err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	return advise(e.layers.WriteStream(ctx, key, w))
 }
 
 // ImportLayer implements engineapi.LayerStore.
 func (e *engine) ImportLayer(ctx context.Context, req engineapi.LayerImport, body io.Reader, report func(engineapi.Progress)) (engineapi.LayerInspect, error) {
 	var res engineapi.LayerInspect
-	if err := e.beginPull(); err != nil {
+	if err := e.beginWork(); err != nil {
 		return res, err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	name, err := newName(req.Reference)
 	if err != nil {
 		return res, err

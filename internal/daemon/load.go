@@ -44,12 +44,12 @@ type loading struct {
 	owner  string // of the layers, until the images are stored
 	passes errgroup.Group
 	stop   context.CancelCauseFunc // of receiving
+	early  map[string]*early       // by the name of the file; of who receives
 
 	mu     sync.Mutex // guards the rest, and serialises report
 	report func(engineapi.Progress)
 	held   []id.LayerKey // each once
 	holds  map[id.LayerKey]bool
-	early  map[string]*early // by the name of the file
 }
 
 // early is a file that was taken for a layer before anything said that it is
@@ -66,10 +66,10 @@ func (e *engine) Load(ctx context.Context, req engineapi.LoadRequest, body io.Re
 	if err != nil {
 		return nil, err
 	}
-	if err := e.beginPull(); err != nil { // the daemon stays for it as it does for a pull
+	if err := e.beginWork(); err != nil {
 		return nil, err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	leave, err := e.intake.enter(ctx)
 	if err != nil {
 		return nil, err

@@ -80,14 +80,14 @@ func (m metrics) mounts(s metricSet) {
 		}
 		live[[2]string{mt.rec.Driver, mode}]++
 	}
-	pulls, problems := m.e.pulls, len(m.e.problems)
+	works, problems := m.e.works, len(m.e.problems)
 	m.e.mu.Unlock()
 	for _, driver := range []string{"fuse", "overlay", "erofs"} {
 		for _, mode := range []string{"ro", "rw"} {
 			s.gauge("mounts", "Live mounts.", float64(live[[2]string{driver, mode}]), "driver", driver, "mode", mode)
 		}
 	}
-	s.gauge("transfers", "Pulls, pushes, loads and other work on images that goes on now.", float64(pulls))
+	s.gauge("transfers", "Pulls, pushes, loads and other work on images that goes on now.", float64(works))
 	s.gauge("problems", "What could not be restored or served since the start.", float64(problems))
 	f := total.fuse
 	for _, op := range []struct {

@@ -80,10 +80,10 @@ type pullVariant struct {
 // pullNow is pull, for all who ask. Nothing of the image is visible before all
 // that was asked for is there.
 func (e *engine) pullNow(ctx context.Context, ref fetch.Reference, req engineapi.PullRequest, whole bool, report func(engineapi.Progress)) (res engineapi.PullResult, err error) {
-	if err := e.beginPull(); err != nil {
+	if err := e.beginWork(); err != nil {
 		return engineapi.PullResult{}, err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	if req.Registry.NoHostFiles {
 		ctx = layerdb.Aside(ctx)
 	}
@@ -147,23 +147,6 @@ func (e *engine) pullNow(ctx context.Context, ref fetch.Reference, req engineapi
 		e.log.Warn("trace beside the image is not used", "image", ref, "err", err)
 	}
 	return res, nil
-}
-
-func (e *engine) beginPull() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.leaving {
-		return fault.New(fault.Unavailable, "the daemon is leaving")
-	}
-	e.pulls++
-	return nil
-}
-
-func (e *engine) endPull() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.pulls--
-	e.tidyLater()
 }
 
 func (e *engine) fetchOptions(r engineapi.RegistryOptions) fetch.Options {

@@ -138,10 +138,10 @@ func (e *engine) tagsToPush(ref fetch.Reference, all bool) ([]fetch.Reference, e
 
 // pushTag pushes the image called at.
 func (e *engine) pushTag(ctx context.Context, at fetch.Reference, req engineapi.PushRequest, report func(engineapi.Progress)) (res engineapi.PushedTag, err error) {
-	if err := e.beginPull(); err != nil { // the daemon stays for it as it does for a pull
+	if err := e.beginWork(); err != nil {
 		return res, err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	want, err := fetch.ParsePlatform(req.Platform)
 	if err != nil {
 		return res, err

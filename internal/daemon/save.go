@@ -72,10 +72,10 @@ func (e *engine) Save(ctx context.Context, req engineapi.SaveRequest, w io.Write
 	if err != nil {
 		return err
 	}
-	if err := e.beginPull(); err != nil { // the daemon stays for it as it does for a pull
+	if err := e.beginWork(); err != nil {
 		return err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	s := &saving{
 		e: e, w: w, images: map[id.ImageID]*imagedb.Image{},
 		tags: map[id.ImageID][]fetch.Reference{}, keys: map[id.ImageID][]id.LayerKey{},

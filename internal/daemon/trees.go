@@ -73,10 +73,10 @@ func tarName(asked, real string) string {
 func (e *engine) atPath(ctx context.Context, req engineapi.TreeRequest, report func(engineapi.Progress), f func(*upperdir.File) error) (err error) {
 	defer func() { err = advise(err) }()
 	// Reading fetches: the daemon is not to leave in the middle of it.
-	if err := e.beginPull(); err != nil {
+	if err := e.beginWork(); err != nil {
 		return err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	s, err := e.treeOf(ctx, req, report)
 	if err != nil {
 		return err

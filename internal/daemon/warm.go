@@ -28,10 +28,10 @@ const warmStep = 8 << 20
 // Warm implements engineapi.Layers.
 func (e *engine) Warm(ctx context.Context, req engineapi.WarmRequest, report func(engineapi.Progress)) (res engineapi.WarmResult, err error) {
 	defer func() { err = advise(err) }()
-	if err := e.beginPull(); err != nil {
+	if err := e.beginWork(); err != nil {
 		return res, err
 	}
-	defer e.endPull()
+	defer e.endWork()
 	if len(req.Paths) == 0 {
 		return e.warmAll(ctx, req, report)
 	}
